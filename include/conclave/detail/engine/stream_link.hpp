@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/rpc/duplex.hpp>
+
+namespace conclave::detail::engine {
+
+/// One life of a stream: connects, opens, sends what is queued in order, passes on what comes in, and says how it
+/// ended. On the strand; after `close` it says nothing more.
+class stream_link final : public std::enable_shared_from_this<stream_link> {
+ public:
+  struct events {
+    std::function<void()> on_open;
+    std::function<void(std::string)> on_message;
+    /// Once, unless closed before: also when the stream could not be opened.
+    std::function<void(rpc::status)> on_closed;
+  };
+
+  stream_link(std::shared_ptr<runtime> on, events to) : runtime_(std::move(on)), to_(std::move(to)) {}
+
+  void open(const char* path) { runtime_->spawn(run(shared_from_this(), path)); }
+
+  void send(std::string message) {
+    queue_.push_back(std::move(message));
+    if (opened_ && !writing_ && !closed_) runtime_->spawn(write_all(shared_from_this()));
+  }
+
+  /// Ends the stream at once. With `suspect`, another server is asked next time.
+  void close(bool suspect = false) {
+    if (std::exchange(closed_, true)) return;
+    to_ = {};
+    queue_.clear();
+    if (suspect && server_) runtime_->avoid(*server_);
+    if (duplex_) duplex_->cancel();
+  }
+
+ private:
+  static asio::awaitable<void> run(std::shared_ptr<stream_link> self, const char* path) {
+    auto& on = self->runtime_;
+    rpc::status ended{rpc::status_code::unavailable, "not connected"};
+    try {
+      self->server_ = co_await impl::connected_server(on, on->options().connect_timeout);
+    } catch (const error& failed) {
+      ended.message = failed.what();
+    }
+    if (self->server_ && !self->closed_) {
+      rpc::metadata headers{{"hasleader", "true"}};
+      self->duplex_.emplace(self->server_->open(path, std::move(headers)));
+      const bool started = co_await self->duplex_->start();
+      if (started && !self->closed_) {
+        self->opened_ = true;
+        // What the owner sends from here on is written by a coroutine beside this one.
+        auto opened = self->to_.on_open;
+        if (opened) opened();
+        while (true) {
+          std::optional<std::string> message = co_await self->duplex_->read();
+          if (!message || self->closed_) break;
+          auto deliver = self->to_.on_message;
+          deliver(std::move(*message));
+        }
+      }
+      self->duplex_->cancel();
+      ended = co_await self->duplex_->finish();
+    }
+    if (std::exchange(self->closed_, true)) co_return;
+    auto closed = std::move(self->to_.on_closed);
+    self->to_ = {};
+    if (closed) closed(std::move(ended));
+  }
+
+  static asio::awaitable<void> write_all(std::shared_ptr<stream_link> self) {
+    if (std::exchange(self->writing_, true)) co_return;
+    while (!self->queue_.empty() && !self->closed_) {
+      std::string message = std::move(self->queue_.front());
+      self->queue_.pop_front();
+      const bool sent = co_await self->duplex_->write(std::move(message));
+      if (!sent) break;  // the reading side says why
+    }
+    self->writing_ = false;
+  }
+
+  std::shared_ptr<runtime> runtime_;
+  events to_;
+  std::shared_ptr<rpc::transport> server_;
+  std::optional<rpc::duplex> duplex_;
+  std::deque<std::string> queue_;
+  bool opened_ = false;
+  bool writing_ = false;
+  bool closed_ = false;
+};
+
+}  // namespace conclave::detail::engine

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <exception>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <variant>
+
+#include <conclave/detail/rpc/context_service.hpp>
+#include <conclave/detail/rpc/receiver.hpp>
+#include <conclave/error.hpp>
+
+namespace conclave::detail::engine {
+
+/// What a wait ends with.
+template <class T>
+using outcome = std::variant<T, std::exception_ptr>;
+
+/// A coroutine, on whatever executor, that waits for something which happens on a strand. All members but the
+/// cancellation are for that strand; the coroutine is resumed by a post to its own executor.
+template <class T>
+class waiter final : public rpc::context_member,
+                     public rpc::cancellable,
+                     public std::enable_shared_from_this<waiter<T>> {
+ public:
+  using strand_post = std::function<void(std::function<void()>)>;
+
+  waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, strand_post post)
+      : service_(rpc::context_service::of(receiver->executor())),
+        receiver_(std::move(receiver)),
+        post_(std::move(post)) {}
+
+  ~waiter() {
+    if (attached_) service_.remove(*this);
+  }
+
+  /// Before anything else. False when the coroutine's context is being destroyed: drop the waiter then.
+  [[nodiscard]] bool attach() {
+    attached_ = service_.add(*this);
+    if (attached_) receiver_->cancel_through(*this);
+    return attached_;
+  }
+
+  [[nodiscard]] bool waiting() const noexcept { return receiver_ != nullptr; }
+
+  /// Runs on the strand when the coroutine is cancelled, before it is resumed: take the waiter out of whatever
+  /// list it stands in.
+  void on_cancel(std::function<void()> forget) { forget_ = std::move(forget); }
+
+  /// Runs on the strand when the wait ends, however it does.
+  void on_end(std::function<void()> end) { end_ = std::move(end); }
+
+  /// Ends the wait; false if it had ended before.
+  bool complete(T value) { return finish(outcome<T>{std::in_place_index<0>, std::move(value)}); }
+  bool fail(std::exception_ptr why) { return finish(outcome<T>{std::in_place_index<1>, std::move(why)}); }
+  bool fail(errc code) { return waiting() && fail(std::make_exception_ptr(error(code))); }
+
+ private:
+  bool finish(outcome<T> value) {
+    if (!receiver_) return false;
+    forget_ = nullptr;
+    if (const auto end = std::exchange(end_, nullptr)) end();
+    detach();
+    // The waiter must outlive the cancellation slot that points to it.
+    auto executor = receiver_->executor();
+    asio::post(executor, [self = this->shared_from_this(), receiver = std::move(receiver_),
+                          value = std::move(value)]() mutable {
+      rpc::receiver<outcome<T>>::complete(std::move(receiver), std::move(value));
+    });
+    return true;
+  }
+
+  void cancel() noexcept override {
+    try {
+      post_([self = this->shared_from_this()] {
+        if (!self->waiting()) return;
+        if (auto forget = std::exchange(self->forget_, nullptr)) forget();
+        self->fail(errc::cancelled);
+      });
+    } catch (...) {  // out of memory: the wait goes on
+    }
+  }
+
+  void on_context_shutdown() noexcept override {
+    attached_ = false;
+    const auto self = this->shared_from_this();
+    forget_ = nullptr;
+    end_ = nullptr;
+    receiver_.reset();  // destroys the suspended coroutine
+  }
+
+  void detach() {
+    if (std::exchange(attached_, false)) service_.remove(*this);
+  }
+
+  rpc::context_service& service_;
+  std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
+  strand_post post_;
+  std::function<void()> forget_;
+  std::function<void()> end_;
+  bool attached_ = false;
+};
+
+}  // namespace conclave::detail::engine
