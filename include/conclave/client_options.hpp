@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <chrono>
+#include <climits>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <conclave/detail/rpc/endpoint.hpp>
+#include <conclave/error.hpp>
+
+namespace conclave {
+
+/// What a client needs to know. Setters may be chained:
+///
+///     client_options{}.endpoints("http://10.0.0.1:2379,http://10.0.0.2:2379").key_prefix("billing/")
+///
+/// Each setter checks its argument and throws `error` (`invalid_argument`), naming the option.
+class client_options {
+ public:
+  client_options() = default;
+
+  /// The servers of one cluster, as `etcdctl --endpoints` takes them: separated by commas, each
+  /// `http://host:port` or `host:port`; the host is a name, an IPv4 address, or an IPv6 address in brackets.
+  /// Default: http://127.0.0.1:2379.
+  client_options& endpoints(std::string_view list) { return endpoints(detail::rpc::split_endpoints(list)); }
+
+  /// The same, one endpoint an entry.
+  client_options& endpoints(std::vector<std::string> list) {
+    if (list.empty()) throw error(errc::invalid_argument, "endpoints: the list is empty");
+    for (const auto& each : list) (void)detail::rpc::parse_endpoint(each);
+    endpoints_ = std::move(list);
+    return *this;
+  }
+  [[nodiscard]] const std::vector<std::string>& endpoints() const noexcept { return endpoints_; }
+
+  /// How long a call waits for a connection before it fails with `unavailable`. Default: 3 s.
+  client_options& connect_timeout(std::chrono::milliseconds limit) {
+    connect_timeout_ = positive("connect_timeout", limit);
+    return *this;
+  }
+  [[nodiscard]] std::chrono::milliseconds connect_timeout() const noexcept { return connect_timeout_; }
+
+  /// How long one call may take in all, its connection included. Default: 5 s, as long as a server itself
+  /// works on a request.
+  client_options& request_timeout(std::chrono::milliseconds limit) {
+    request_timeout_ = positive("request_timeout", limit);
+    return *this;
+  }
+  [[nodiscard]] std::chrono::milliseconds request_timeout() const noexcept { return request_timeout_; }
+
+  /// Put before every key that is sent and taken off every key that is received: programs with different
+  /// prefixes do not see each other. Equal to a namespace of etcd's Go client. Default: none.
+  client_options& key_prefix(std::string prefix) {
+    key_prefix_ = std::move(prefix);
+    return *this;
+  }
+  [[nodiscard]] const std::string& key_prefix() const noexcept { return key_prefix_; }
+
+  /// The longest answer that is accepted, in bytes. Default: 128 MiB. Queues take less at a time when
+  /// this is lower; below 2 MiB a single large value may not fit.
+  client_options& receive_limit(std::size_t bytes) {
+    if (bytes < 4096 || bytes > static_cast<std::size_t>(INT_MAX))
+      throw error(errc::invalid_argument, "receive_limit: must be 4096 to 2147483647 bytes");
+    receive_limit_ = bytes;
+    return *this;
+  }
+  [[nodiscard]] std::size_t receive_limit() const noexcept { return receive_limit_; }
+
+ private:
+  static std::chrono::milliseconds positive(const char* name, std::chrono::milliseconds limit) {
+    if (limit <= std::chrono::milliseconds::zero() || limit > std::chrono::hours{24})
+      throw error(errc::invalid_argument, std::string{name} + ": must be above zero and at most a day");
+    return limit;
+  }
+
+  std::vector<std::string> endpoints_{"http://127.0.0.1:2379"};
+  std::chrono::milliseconds connect_timeout_{3000};
+  std::chrono::milliseconds request_timeout_{5000};
+  std::string key_prefix_;
+  std::size_t receive_limit_ = std::size_t{128} * 1024 * 1024;
+};
+
+}  // namespace conclave

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/engine/watch_hub.hpp>
+
+namespace conclave::detail::client {
+
+/// Waits until a key is gone: watches from now, then reads; whatever happens after that read reaches the watch.
+/// On the strand.
+class deletion_wait final : public engine::watch_listener, public std::enable_shared_from_this<deletion_wait> {
+ public:
+  using waiter = std::shared_ptr<engine::waiter<revision>>;
+
+  /// `incarnation`: the create revision of the key meant; zero for the one that is found first.
+  deletion_wait(std::shared_ptr<client_state> of, std::string key, revision incarnation, waiter done)
+      : client_(std::move(of)), key_(std::move(key)), incarnation_(incarnation), done_(std::move(done)) {}
+
+  void start() {
+    done_->on_cancel([self = shared_from_this()] { self->stop(); });
+    engine::watch_hub::spec what;
+    what.key = key_;
+    what.filters.push_back(watch_filter::no_put);
+    watch_ = client_->hub()->add(std::move(what), weak_from_this());
+  }
+
+  void on_created() override { client_->runtime()->spawn(read(shared_from_this())); }
+
+  void on_events(std::vector<event> batch) override {
+    for (const auto& each : batch)
+      if (each.type == event_type::delete_) finish(each.kv->mod_revision);
+  }
+
+  void on_compacted(revision) override { fail(std::make_exception_ptr(error(errc::compacted))); }
+
+  void on_failed(errc code, const std::string& reason) override {
+    fail(std::make_exception_ptr(error(code, "Watch.Watch", "", 0, reason)));
+  }
+
+ private:
+  static asio::awaitable<void> read(std::shared_ptr<deletion_wait> self) {
+    engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, self->client_->runtime()->seed()};
+    while (self->done_->waiting()) {
+      std::exception_ptr failed;
+      try {
+        const range_response found =
+            co_await engine::call(self->client_->runtime(), range(self->key_, {.keys_only = true}));
+        const bool gone = found.kvs.empty() ||
+                          (self->incarnation_ != 0 && found.kvs.front().create_revision != self->incarnation_);
+        if (gone)
+          self->finish(found.header.revision);
+        else
+          self->incarnation_ = found.kvs.front().create_revision;
+        co_return;
+      } catch (const error& e) {
+        if (!rpc::worth_retrying(static_cast<errc>(e.code().value()))) failed = std::current_exception();
+      }
+      if (failed) {
+        self->fail(failed);
+        co_return;
+      }
+      co_await engine::sleep_for(self->client_->runtime(), pause.next());
+    }
+  }
+
+  void finish(revision at) {
+    stop();
+    done_->complete(at);
+  }
+  void fail(std::exception_ptr why) {
+    stop();
+    done_->fail(std::move(why));
+  }
+  void stop() {
+    if (watch_ != 0) client_->hub()->remove(std::exchange(watch_, 0));
+  }
+
+  std::shared_ptr<client_state> client_;
+  std::string key_;
+  revision incarnation_;
+  waiter done_;
+  engine::watch_hub::handle watch_ = 0;
+};
+
+}  // namespace conclave::detail::client

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/error.hpp>
+
+namespace conclave::detail::client {
+
+/// Ends a lease behind whoever let go of it: tries until the server agrees or the lease's time is over anyway.
+inline asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, lease_id id,
+                                           engine::time_point over) {
+  engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
+  while (on->now() < over) {
+    try {
+      lease_revoke_request request;
+      request.id = id;
+      (void)co_await engine::call(on, std::move(request));
+      co_return;
+    } catch (const error& failed) {
+      if (!rpc::worth_retrying(static_cast<errc>(failed.code().value()))) co_return;
+    }
+    try {
+      co_await engine::sleep_for(on, pause.next());
+    } catch (const error&) {
+      co_return;
+    }
+  }
+}
+
+/// Something that lives by a lease: hears of its end, on the strand, once.
+class lease_part {
+ public:
+  virtual ~lease_part() = default;
+  virtual void on_lease_end(errc why) = 0;
+};
+
+/// A lease that is kept alive, and who has to hear of its end. Unless said otherwise, members are for the strand.
+class lease_state final : public std::enable_shared_from_this<lease_state> {
+ public:
+  enum class phase { alive, lost, closed };
+
+  lease_state(std::shared_ptr<client_state> of, lease_id id, engine::duration ttl, engine::time_point granted)
+      : client_(std::move(of)),
+        id_(id),
+        ttl_(ttl),
+        granted_(granted),
+        valid_until_(engine::lease_keeper_machine::validity(granted, ttl).time_since_epoch().count()) {}
+
+  // Any thread.
+  [[nodiscard]] const std::shared_ptr<client_state>& client() const noexcept { return client_; }
+  [[nodiscard]] const std::shared_ptr<engine::runtime>& runtime() const noexcept { return client_->runtime(); }
+  [[nodiscard]] lease_id id() const noexcept { return id_; }
+  [[nodiscard]] engine::duration ttl() const noexcept { return ttl_; }
+  [[nodiscard]] engine::time_point valid_until() const noexcept {
+    return engine::time_point{engine::duration{valid_until_.load(std::memory_order_acquire)}};
+  }
+  /// Alive, and not past its time, whether or not anybody has been told yet.
+  [[nodiscard]] bool alive() const noexcept {
+    return phase_.load(std::memory_order_acquire) == phase::alive && runtime()->now() < valid_until();
+  }
+  [[nodiscard]] phase now_in() const noexcept { return phase_.load(std::memory_order_acquire); }
+  [[nodiscard]] errc why_ended() const noexcept {
+    return now_in() == phase::closed ? errc::session_closed : errc::session_lost;
+  }
+
+  void start() {
+    engine::lease_keeper::listener to;
+    to.on_renewed = [weak = weak_from_this()](engine::time_point until) {
+      if (const auto self = weak.lock())
+        self->valid_until_.store(until.time_since_epoch().count(), std::memory_order_release);
+    };
+    to.on_lost = [weak = weak_from_this()](engine::lease_keeper_machine::loss) {
+      if (const auto self = weak.lock()) self->end(phase::lost);
+    };
+    client_->keeper().add(id_, ttl_, granted_, std::move(to));
+  }
+
+  /// The lease is gone, whoever found out: every wait and hold under it ends now.
+  void mark_lost() { end(phase::lost); }
+
+  /// The owner lets go; the server has yet to be told.
+  void mark_closed() { end(phase::closed); }
+
+  using end_waiter = std::shared_ptr<engine::waiter<std::error_code>>;
+  /// Completes with why the lease ended.
+  void await_end(end_waiter each) {
+    if (now_in() != phase::alive) {
+      each->complete(make_error_code(why_ended()));
+      return;
+    }
+    waiting_.push_back(each);
+    each->on_cancel([self = shared_from_this(), raw = each.get()] {
+      std::erase_if(self->waiting_, [raw](const end_waiter& other) { return other.get() == raw; });
+    });
+  }
+
+  /// What recipes keep beside the lease, found by name, or made by `make`.
+  template <class T, class Make>
+  std::shared_ptr<T> part(const std::string& name, Make make) {
+    if (const auto found = parts_.find(name); found != parts_.end()) return std::static_pointer_cast<T>(found->second);
+    std::shared_ptr<T> made = make();
+    parts_.emplace(name, made);
+    return made;
+  }
+  void drop_part(const std::string& name) { parts_.erase(name); }
+
+ private:
+  void end(phase how) {
+    auto alive = phase::alive;
+    if (!phase_.compare_exchange_strong(alive, how)) return;
+    const auto self = shared_from_this();  // a part may hold the last other reference
+    client_->keeper().remove(id_);
+    const auto why = why_ended();
+    for (const auto& [name, part] : std::exchange(parts_, {})) part->on_lease_end(why);
+    for (const auto& each : std::exchange(waiting_, {})) each->complete(make_error_code(why));
+  }
+
+  std::shared_ptr<client_state> client_;
+  lease_id id_;
+  engine::duration ttl_;
+  engine::time_point granted_;
+  std::atomic<engine::duration::rep> valid_until_;
+  std::atomic<phase> phase_{phase::alive};
+  std::vector<end_waiter> waiting_;
+  std::unordered_map<std::string, std::shared_ptr<lease_part>> parts_;
+};
+
+/// Ends a kept lease for its owner: at once here, and on the server while the caller waits. When the server does
+/// not say, or the caller is cancelled, the attempts go on behind it.
+inline asio::awaitable<void> revoke(std::shared_ptr<lease_state> state) {
+  const auto on = state->runtime();
+  const auto over = state->valid_until();
+  const bool first = state->now_in() == lease_state::phase::alive;
+  on->run([state] { state->mark_closed(); });
+  if (!first) co_return;
+  std::exception_ptr failed;
+  try {
+    lease_revoke_request request;
+    request.id = state->id();
+    (void)co_await engine::call(on, std::move(request));
+  } catch (const error& e) {
+    if (e.code() == errc::lease_not_found) co_return;
+    failed = std::current_exception();
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  if (!failed) co_return;
+  on->spawn(revoke_behind(on, state->id(), over));
+  std::rethrow_exception(failed);
+}
+
+/// What a handle to a kept lease owns: the last one's end revokes the lease behind itself.
+class lease_owner {
+ public:
+  explicit lease_owner(std::shared_ptr<lease_state> of) : state_(std::move(of)) {}
+  lease_owner(const lease_owner&) = delete;
+  lease_owner& operator=(const lease_owner&) = delete;
+
+  ~lease_owner() {
+    try {
+      const auto on = state_->runtime();
+      on->run([state = std::move(state_)] {
+        if (state->now_in() != lease_state::phase::alive) return;
+        const auto over = state->valid_until();
+        state->mark_closed();
+        state->runtime()->spawn(revoke_behind(state->runtime(), state->id(), over));
+      });
+    } catch (...) {  // out of memory: the lease ends by itself
+    }
+  }
+
+  [[nodiscard]] const std::shared_ptr<lease_state>& state() const noexcept { return state_; }
+
+ private:
+  std::shared_ptr<lease_state> state_;
+};
+
+/// Grants a lease under an id of our own choice, so that asking twice cannot leave two behind, and keeps it.
+inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_ptr<client_state> of,
+                                                                    std::chrono::seconds ttl) {
+  if (ttl < std::chrono::seconds{1} || ttl > std::chrono::hours{24 * 365})
+    throw error(errc::invalid_argument, "ttl: must be 1 second to 365 days");
+  const auto on = of->runtime();
+  const auto id = static_cast<lease_id>((on->seed() & 0x7fff'ffff'ffff'ffffULL) | 1ULL);
+  engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::milliseconds{500}, on->seed()};
+  const auto first_sent = on->now();
+  bool may_exist = false;
+  std::exception_ptr failed;
+  while (true) {
+    const auto sent = on->now();
+    try {
+      lease_grant_request request;
+      request.id = id;
+      request.ttl = ttl.count();
+      const lease_grant_response granted = co_await engine::call(on, std::move(request));
+      if (granted.id != id || granted.ttl <= 0)
+        throw error(errc::unexpected_response, "Lease.LeaseGrant answered for another lease");
+      auto state = std::make_shared<lease_state>(of, id, std::chrono::seconds{granted.ttl}, sent);
+      auto owner = std::make_shared<lease_owner>(state);
+      on->run([state] { state->start(); });
+      co_return owner;
+    } catch (const error& e) {
+      const bool exists = e.code() == errc::lease_exists;
+      if (exists && may_exist) {
+        // An earlier attempt went through though its answer got lost; count from its beginning.
+        auto state = std::make_shared<lease_state>(of, id, ttl, first_sent);
+        auto owner = std::make_shared<lease_owner>(state);
+        on->run([state] { state->start(); });
+        co_return owner;
+      }
+      may_exist = may_exist || e.code() == errc::outcome_unknown || e.code() == errc::cancelled;
+      const bool again = e.code() == errc::outcome_unknown && on->now() - first_sent < ttl &&
+                         on->now() - first_sent < 2 * on->options().request_timeout;
+      if (!again) failed = std::current_exception();
+    } catch (...) {
+      may_exist = true;
+      failed = std::current_exception();
+    }
+    if (failed) break;
+    try {
+      co_await engine::sleep_for(on, pause.next());
+    } catch (...) {
+      failed = std::current_exception();
+      break;
+    }
+  }
+  if (may_exist) on->spawn(revoke_behind(on, id, on->now() + ttl));
+  std::rethrow_exception(failed);
+}
+
+}  // namespace conclave::detail::client
