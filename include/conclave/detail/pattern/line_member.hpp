@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <conclave/detail/client/lease_state.hpp>
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/pattern/line_view.hpp>
+#include <conclave/error.hpp>
+#include <conclave/etcd/txn.hpp>
+
+namespace conclave::detail::pattern {
+
+/// What holding a place at the front means to whoever holds it. Shared with the user's guard.
+struct hold {
+  hold(std::string key_held, revision token_held) : key(std::move(key_held)), token(token_held) {}
+
+  const std::string key;
+  const revision token;
+  /// Any thread: not released, and not lost as far as anybody knows.
+  std::atomic<bool> held{true};
+
+  // On the strand.
+  std::error_code ended;  ///< Why it was lost; empty while held and after a release.
+  bool releasing = false;
+  std::vector<std::shared_ptr<engine::waiter<std::error_code>>> waiting;
+
+  void end(std::error_code why) {
+    if (!held.exchange(false)) return;
+    ended = why;
+    for (const auto& each : std::exchange(waiting, {})) each->complete(why);
+  }
+};
+
+/// What became of a release that carried a transaction.
+struct released {
+  bool lost = false;
+  std::optional<txn_response> answer;
+};
+
+/// A session's one place in a line, and the coroutines of this process that stand in line for it. What goes to
+/// the server is done by coroutines of its own on the strand, which nobody cancels: a user who gives up leaves at
+/// once, and the place passes to the next local waiter or is given up behind the user's back.
+///
+///     idle ──enter──▶ joining ──▶ standing ──admitted──▶ held ──release──▶ leaving ──▶ idle, or joining again
+///
+/// Algorithm: etcd's lock (one key per session, order by create revision); waiting by a standing watch.
+class line_member final : public client::lease_part,
+                          public line_view::member,
+                          public std::enable_shared_from_this<line_member> {
+ public:
+  /// A null hold: not admitted, and no failure.
+  using waiter = std::shared_ptr<engine::waiter<std::shared_ptr<hold>>>;
+  using release_waiter = std::shared_ptr<engine::waiter<released>>;
+
+  line_member(const std::shared_ptr<client::lease_state>& of, const std::string& name, std::string part_name)
+      : lease_(of),
+        runtime_(of->runtime()),
+        grammar_(name),
+        key_(grammar_.key(of->id())),
+        lease_id_(of->id()),
+        part_name_(std::move(part_name)),
+        view_(of->client()->shared<line_view>("line " + grammar_.prefix(), [&] {
+          return std::make_shared<line_view>(*of->client(), grammar_);
+        })) {}
+
+  ~line_member() override { view_->detach(key_, this); }
+
+  /// Stands in line until admitted.
+  void enter(const waiter& who) {
+    if (refuse_ended(who)) return;
+    queue_.push_back({who, false});
+    who->on_cancel([self = shared_from_this(), raw = who.get()] { self->give_up(raw); });
+    if (phase_ == phase::idle) join();
+  }
+
+  /// The same until `deadline`; then completes with nothing.
+  void enter_until(const waiter& who, engine::time_point deadline) {
+    enter(who);
+    if (!who->waiting()) return;
+    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who] {
+      if (!who->waiting()) return;
+      self->give_up(who.get());
+      who->complete(nullptr);
+    });
+    who->on_end([on = runtime_, timer] { on->cancel(timer); });
+  }
+
+  /// Takes the place if nobody stands in line, here or elsewhere.
+  void try_enter(const waiter& who) {
+    if (refuse_ended(who)) return;
+    if (phase_ != phase::idle || !queue_.empty()) {
+      who->complete(nullptr);
+      return;
+    }
+    queue_.push_back({who, true});
+    who->on_cancel([self = shared_from_this(), raw = who.get()] { self->give_up(raw); });
+    join();
+  }
+
+  /// Gives the place up; with `last`, in one transaction with the user's. `done` may be null. What fails is
+  /// tried again behind the caller.
+  void release(const std::shared_ptr<hold>& which, std::optional<txn> last, release_waiter done) {
+    if (hold_ != which || which->releasing) {
+      if (done) done->complete({which->ended != std::error_code{}, std::nullopt});
+      return;
+    }
+    which->releasing = true;
+    leave(std::move(last), std::move(done));
+  }
+
+  /// Somebody found out that the key is gone.
+  void report_lost(const std::shared_ptr<hold>& which) {
+    if (hold_ == which && !which->releasing) lose(make_error_code(errc::lock_lost));
+  }
+
+  void on_lease_end(errc why) override {
+    const auto self = shared_from_this();
+    phase_ = phase::ended;
+    if (const auto last = std::exchange(hold_, nullptr)) last->end(make_error_code(why));
+    for (auto& each : std::exchange(queue_, {})) each.who->fail(why);
+    view_->detach(key_, this);
+  }
+
+  void on_view_change() override {
+    const auto self = shared_from_this();
+    switch (phase_) {
+      case phase::standing: evaluate(); break;
+      case phase::held:
+        if (hold_ && !hold_->releasing && gone(hold_->token)) lose(make_error_code(errc::lock_lost));
+        break;
+      case phase::idle:
+        // A put that was given up for lost was applied late.
+        if (may_linger_ && view_->line().knows(0)) clear_leftover();
+        break;
+      case phase::joining:
+      case phase::leaving:
+      case phase::ended: break;
+    }
+  }
+
+  void on_view_failed(std::exception_ptr why) override {
+    const auto self = shared_from_this();
+    if (phase_ != phase::standing) return;
+    fail_all(why);
+    leave(std::nullopt, nullptr);
+  }
+
+ private:
+  enum class phase { idle, joining, standing, held, leaving, ended };
+
+  struct local {
+    waiter who;
+    bool only_try = false;
+  };
+
+  bool refuse_ended(const waiter& who) const {
+    const auto lease = lease_.lock();
+    if (phase_ != phase::ended && lease && lease->alive()) return false;
+    who->fail(lease ? lease->why_ended() : errc::session_lost);
+    return true;
+  }
+
+  void join() {
+    phase_ = phase::joining;
+    view_->attach(key_, this);
+    runtime_->spawn(join_line(shared_from_this(), queue_.front().only_try));
+  }
+
+  /// What the first transaction of a join said.
+  struct joined {
+    revision token = 0;
+    bool first = false;
+  };
+
+  [[nodiscard]] txn join_request() const {
+    const range_options first{.limit = 1, .order = sort_order::ascend, .target = sort_target::create, .keys_only = true};
+    txn request;
+    request.when(create_revision(key_) == 0)
+        .then(put(key_, "", {.lease = lease_id_}), range_prefix(grammar_.prefix(), first))
+        .otherwise(range(key_, {.keys_only = true}), range_prefix(grammar_.prefix(), first));
+    return request;
+  }
+
+  /// The lock is free when nothing at all stands below the prefix: then a failed try leaves nothing behind.
+  [[nodiscard]] txn try_request() const {
+    txn request;
+    request.when(create_revision(grammar_.prefix()).prefix() == 0)
+        .then(put(key_, "", {.lease = lease_id_}))
+        .otherwise(range_prefix(grammar_.prefix(), {.limit = 64, .keys_only = true}));
+    return request;
+  }
+
+  static asio::awaitable<void> join_line(std::shared_ptr<line_member> self, bool only_try) {
+    engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
+    bool ask_only = only_try;
+    while (self->phase_ == phase::joining) {
+      std::exception_ptr failed;
+      try {
+        if (ask_only) {
+          const txn_response answer = co_await engine::call(self->runtime_, self->try_request());
+          if (self->phase_ != phase::joining) co_return;
+          if (answer.succeeded) {
+            self->on_joined({answer.header.revision, true});
+            co_return;
+          }
+          const auto& found = answer.at(0).range();
+          bool somebody = found.more;
+          for (const auto& each : found.kvs) somebody = somebody || self->grammar_.is_participant(each.key);
+          if (somebody) {
+            self->on_refused();
+            co_return;
+          }
+          // Only foreign keys: stand in line and see who is first.
+          ask_only = false;
+        }
+        const txn_response answer = co_await engine::call(self->runtime_, self->join_request());
+        if (self->phase_ != phase::joining) co_return;
+        joined result;
+        const auto& first = answer.at(1).range().kvs;
+        result.first = !first.empty() && first.front().key == self->key_;
+        if (answer.succeeded) {
+          result.token = answer.header.revision;
+        } else {
+          const auto& mine = answer.at(0).range().kvs;
+          if (mine.empty()) throw error(errc::unexpected_response, "KV.Txn: the key exists and does not");
+          result.token = mine.front().create_revision;
+        }
+        self->on_joined(result);
+        co_return;
+      } catch (const error& e) {
+        if (e.code() == errc::outcome_unknown) self->may_linger_ = true;
+        if (e.code() == errc::lease_not_found) {
+          if (const auto lease = self->lease_.lock()) lease->mark_lost();
+          co_return;
+        }
+        if (!rpc::worth_retrying(static_cast<errc>(e.code().value())) || only_try) failed = std::current_exception();
+      } catch (const std::exception&) {  // an answer of another shape
+        failed = std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn"));
+      }
+      if (self->phase_ != phase::joining) co_return;
+      if (failed) self->fail_all(failed);
+      if (self->queue_.empty()) {
+        self->leave(std::nullopt, nullptr);
+        co_return;
+      }
+      co_await engine::sleep_for(self->runtime_, pause.next());
+    }
+  }
+
+  void on_joined(joined result) {
+    token_ = result.token;
+    if (queue_.empty()) {
+      leave(std::nullopt, nullptr);
+      return;
+    }
+    if (result.first) {
+      admit();
+      return;
+    }
+    phase_ = phase::standing;
+    evaluate();
+  }
+
+  /// A try that had to stand in line because of foreign keys, and is not first.
+  void on_refused_in_line() {
+    auto first = std::move(queue_.front());
+    queue_.pop_front();
+    first.who->complete(nullptr);
+    if (queue_.empty()) leave(std::nullopt, nullptr);
+  }
+
+  void on_refused() {
+    phase_ = phase::idle;
+    if (!queue_.empty() && queue_.front().only_try) {
+      auto first = std::move(queue_.front());
+      queue_.pop_front();
+      first.who->complete(nullptr);
+    }
+    next();
+  }
+
+  [[nodiscard]] bool gone(revision token) const {
+    return view_->line().knows(token) && !view_->line().stands(key_, token);
+  }
+
+  void evaluate() {
+    if (!view_->line().knows(token_)) return;
+    if (gone(token_)) {
+      auto first = std::move(queue_.front());
+      queue_.pop_front();
+      phase_ = phase::idle;
+      first.who->fail(errc::lock_lost);
+      next();
+    } else if (view_->line().is_first(key_)) {
+      admit();
+    } else if (queue_.front().only_try) {
+      on_refused_in_line();
+    }
+  }
+
+  void admit() {
+    phase_ = phase::held;
+    may_linger_ = false;
+    hold_ = std::make_shared<hold>(key_, token_);
+    auto first = std::move(queue_.front());
+    queue_.pop_front();
+    if (!first.who->complete(hold_))
+      release(hold_, std::nullopt, nullptr);  // its context is being destroyed
+    else if (gone(token_))
+      lose(make_error_code(errc::lock_lost));
+  }
+
+  void lose(std::error_code why) {
+    const auto last = std::exchange(hold_, nullptr);
+    phase_ = phase::idle;
+    last->end(why);
+    next();
+  }
+
+  /// A waiter that was cancelled or timed out.
+  void give_up(const void* who) {
+    std::erase_if(queue_, [who](const local& each) { return each.who.get() == who; });
+    if (phase_ == phase::standing && queue_.empty()) leave(std::nullopt, nullptr);
+  }
+
+  void leave(std::optional<txn> last, release_waiter done) {
+    phase_ = phase::leaving;
+    runtime_->spawn(leave_line(shared_from_this(), std::move(last), std::move(done)));
+  }
+
+  static asio::awaitable<void> leave_line(std::shared_ptr<line_member> self, std::optional<txn> last,
+                                          release_waiter done) {
+    engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
+    const auto token = self->token_;
+    bool asked_before = false;
+    while (self->phase_ == phase::leaving) {
+      try {
+        txn request;
+        if (token != 0) request.when(create_revision(self->key_) == token);
+        if (last) request.then(std::move(*last));
+        request.then(delete_key(self->key_));
+        const bool carries = last.has_value();
+        last.reset();  // never sent twice
+        txn_response answer = co_await engine::call(self->runtime_, std::move(request));
+        released result;
+        // If the guard fails after an answer got lost, it was that attempt which deleted the key.
+        result.lost = !answer.succeeded && !asked_before;
+        if (carries && answer.succeeded) result.answer = std::move(answer.at(0).txn());
+        if (done) std::exchange(done, nullptr)->complete(std::move(result));
+        break;
+      } catch (const error& e) {
+        asked_before = true;
+        if (done) std::exchange(done, nullptr)->fail(std::current_exception());
+        const bool again = rpc::worth_retrying(static_cast<errc>(e.code().value()));
+        // What the server refuses for good ends with the lease; a transaction that it refused did nothing.
+        if (!again && e.code() == errc::permission_denied) break;
+      } catch (const std::exception&) {
+        if (done) std::exchange(done, nullptr)->fail(errc::unexpected_response);
+        break;
+      }
+      co_await engine::sleep_for(self->runtime_, pause.next());
+    }
+    if (done) done->fail(errc::session_lost);
+    if (self->phase_ != phase::leaving) co_return;
+    self->phase_ = phase::idle;
+    self->token_ = 0;
+    if (const auto left = std::exchange(self->hold_, nullptr)) left->end({});
+    self->next();
+  }
+
+  void next() {
+    if (phase_ != phase::idle) return;
+    if (!queue_.empty()) {
+      join();
+      return;
+    }
+    if (may_linger_) return;  // the view must be able to tell of a late put
+    view_->detach(key_, this);
+    if (const auto lease = lease_.lock()) lease->drop_part(part_name_);
+  }
+
+  void clear_leftover() {
+    if (!view_->line().stands_at_all(key_)) return;
+    token_ = 0;
+    may_linger_ = false;
+    leave(std::nullopt, nullptr);
+  }
+
+  void fail_all(const std::exception_ptr& why) {
+    for (auto& each : std::exchange(queue_, {})) each.who->fail(why);
+  }
+
+  std::weak_ptr<client::lease_state> lease_;
+  std::shared_ptr<engine::runtime> runtime_;
+  line_grammar grammar_;
+  std::string key_;
+  lease_id lease_id_;
+  std::string part_name_;
+  std::shared_ptr<line_view> view_;
+  std::deque<local> queue_;
+  phase phase_ = phase::idle;
+  revision token_ = 0;
+  std::shared_ptr<hold> hold_;
+  bool may_linger_ = false;
+};
+
+}  // namespace conclave::detail::pattern

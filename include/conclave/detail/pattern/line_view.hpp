@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <exception>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/linger.hpp>
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/engine/watch_hub.hpp>
+#include <conclave/detail/pattern/line_machine.hpp>
+
+namespace conclave::detail::pattern {
+
+/// Reads all keys below a prefix, page by page, at one revision.
+inline asio::awaitable<range_response> read_keys(std::shared_ptr<engine::runtime> on, std::string prefix) {
+  constexpr std::int64_t page = 5000;
+  const std::string end = prefix_end(prefix);
+  range_response all;
+  std::string from = std::move(prefix);
+  while (true) {
+    range_response some = co_await engine::call(
+        on, range_interval(from, end, {.limit = page, .revision = all.header.revision, .keys_only = true}));
+    if (all.header.revision == 0) all.header = some.header;
+    for (auto& each : some.kvs) all.kvs.push_back(std::move(each));
+    if (!some.more || all.kvs.empty()) break;
+    from = all.kvs.back().key;
+    from += '\0';
+  }
+  all.count = static_cast<std::int64_t>(all.kvs.size());
+  co_return all;
+}
+
+/// What a client knows about one line: a standing watch that all its local participants share. On the strand.
+class line_view final : public engine::watch_listener,
+                        public engine::lingering,
+                        public std::enable_shared_from_this<line_view> {
+ public:
+  /// A local participant.
+  class member {
+   public:
+    /// Its standing, or what is known about it, may have changed.
+    virtual void on_view_change() = 0;
+    /// The line cannot be watched.
+    virtual void on_view_failed(std::exception_ptr why) = 0;
+
+   protected:
+    ~member() = default;
+  };
+
+  line_view(const client::client_state& of, line_grammar grammar)
+      : runtime_(of.runtime()), hub_(of.hub()), lingering_(of.lingering()), machine_(std::move(grammar)) {}
+
+  [[nodiscard]] const line_machine& line() const noexcept { return machine_; }
+
+  void attach(const std::string& key, member* who) {
+    members_[key] = who;
+    if (watch_ == 0) {
+      engine::watch_hub::spec what;
+      what.key = machine_.grammar().prefix();
+      what.range_end = prefix_end(what.key);
+      watch_ = hub_->add(std::move(what), weak_from_this());
+    }
+  }
+
+  /// Does nothing if another member has taken the key over.
+  void detach(const std::string& key, const member* who) {
+    const auto found = members_.find(key);
+    if (found == members_.end() || found->second != who) return;
+    members_.erase(found);
+    if (members_.empty()) lingering_->idle(shared_from_this());
+  }
+
+  [[nodiscard]] bool in_use() const override { return !members_.empty(); }
+
+  void on_forgotten() override {
+    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
+  }
+
+  void on_created() override {
+    machine_.begin();
+    runtime_->spawn(read(shared_from_this(), ++round_));
+  }
+
+  void on_events(std::vector<event> batch) override {
+    const auto self = shared_from_this();
+    for (const auto& key : machine_.events(batch)) tell(key);
+  }
+
+  void on_compacted(revision) override { fail(std::make_exception_ptr(error(errc::compacted))); }
+
+  void on_failed(errc code, const std::string& reason) override {
+    fail(std::make_exception_ptr(error(code, "Watch.Watch", "", 0, reason)));
+  }
+
+ private:
+  static asio::awaitable<void> read(std::shared_ptr<line_view> self, std::uint64_t round) {
+    const auto on = self->runtime_;
+    engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, on->seed()};
+    while (self->round_ == round && self->watch_ != 0) {
+      std::exception_ptr failed;
+      try {
+        const range_response found = co_await read_keys(on, self->machine_.grammar().prefix());
+        if (self->round_ != round) co_return;
+        self->machine_.snapshot(found.kvs, found.header.revision);
+        for (const auto& [key, who] : std::unordered_map(self->members_))
+          if (self->members_.contains(key)) who->on_view_change();
+        co_return;
+      } catch (const error& e) {
+        const bool again = rpc::worth_retrying(static_cast<errc>(e.code().value())) || e.code() == errc::compacted;
+        if (!again) failed = std::current_exception();
+      }
+      if (failed) {
+        if (self->round_ == round) self->fail(failed);
+        co_return;
+      }
+      co_await engine::sleep_for(on, pause.next());
+    }
+  }
+
+  void tell(const std::string& key) {
+    const auto found = members_.find(key);
+    if (found != members_.end()) found->second->on_view_change();
+  }
+
+  void fail(std::exception_ptr why) {
+    const auto self = shared_from_this();
+    on_forgotten();
+    ++round_;
+    machine_.begin();
+    for (const auto& [key, who] : std::unordered_map(members_))
+      if (members_.contains(key)) who->on_view_failed(why);
+  }
+
+  std::shared_ptr<engine::runtime> runtime_;
+  std::shared_ptr<engine::watch_hub> hub_;
+  std::shared_ptr<engine::linger_list> lingering_;
+  line_machine machine_;
+  std::unordered_map<std::string, member*> members_;
+  engine::watch_hub::handle watch_ = 0;
+  std::uint64_t round_ = 0;
+};
+
+}  // namespace conclave::detail::pattern

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+#include <conclave/asio.hpp>
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/pattern/line_member.hpp>
+#include <conclave/error.hpp>
+#include <conclave/session.hpp>
+#include <conclave/unique_lock.hpp>
+
+namespace conclave {
+
+/// A lock by name, held by one session of the cluster at a time and handed on in the order of arrival. Key-compatible
+/// with etcd's Go package and `etcdctl lock`, which may stand in the same line.
+///
+/// In the store: one key a waiting or holding session, `NAME/` and the lease id in hexadecimal, under its lease. Who
+/// has the smallest create revision holds the lock. Names may contain slashes: only keys of just this form take
+/// part, so `a` and `a/b` are two locks. Roles need read and write permission on everything below `NAME/`.
+///
+/// Coroutines that use the same session stand in a local line and only its head stands in the cluster's: a session
+/// neither excludes itself for ever nor enters twice.
+///
+/// A waiting lock costs a coroutine and no thread. A hand-over costs one watch event; all waiters of a client share
+/// one watch for each name. A mutex object is for one coroutine at a time; make as many as needed.
+class mutex {
+ public:
+  /// \throws error (`invalid_argument`) if the name is empty.
+  mutex(session of, std::string name) : session_(std::move(of)), name_(std::move(name)) {
+    if (name_.empty()) throw error(errc::invalid_argument, "mutex: the name is empty");
+  }
+
+  [[nodiscard]] const std::string& name() const noexcept { return name_; }
+
+  /// Waits until the lock is held. Completes when every session ahead has left; survives server restarts and
+  /// reconnects. One round trip and one proposal when it is free.
+  ///
+  /// Errors: `session_lost`, `session_closed`: at once when the session ends; `lock_lost`: somebody deleted the key
+  /// that stood for the place in line; `permission_denied`, `no_space` and what else the server refuses the key with.
+  /// While no server can be reached the wait goes on until the session is lost. Cancellation throws `cancelled`
+  /// promptly, cluster or not; the place passes to the session's next local waiter, or its key is deleted behind the
+  /// caller.
+  asio::awaitable<unique_lock> lock() {
+    auto enter = [](member& at, const waiter& who) { at.enter(who); };
+    return acquired(session_, name_, enter);
+  }
+
+  /// Takes the lock if it is free; nothing otherwise, at once also when another coroutine of the same session holds or
+  /// awaits it. One round trip, one proposal; a failed try leaves no key. Errors: those of `lock`, and `unavailable`
+  /// and `outcome_unknown`: no lock is held then, and what may have been written is removed behind the caller.
+  asio::awaitable<std::optional<unique_lock>> try_lock() {
+    auto enter = [](member& at, const waiter& who) { at.try_enter(who); };
+    return maybe_acquired(session_, name_, enter);
+  }
+
+  /// Waits as `lock` does, at most for `time`; then gives nothing, and its key is deleted behind the caller.
+  asio::awaitable<std::optional<unique_lock>> try_lock_for(std::chrono::milliseconds time) {
+    return try_lock_until(session_.owner()->state()->runtime()->now() + time);
+  }
+
+  /// The same until a moment of the client's clock.
+  asio::awaitable<std::optional<unique_lock>> try_lock_until(session::time_point deadline) {
+    auto enter = [deadline](member& at, const waiter& who) { at.enter_until(who, deadline); };
+    return maybe_acquired(session_, name_, enter);
+  }
+
+ private:
+  using member = detail::pattern::line_member;
+  using waiter = member::waiter;
+
+  template <class Enter>
+  static asio::awaitable<unique_lock> acquired(session of, std::string name, Enter enter) {
+    const auto owner = of.owner();
+    // Shared with the strand, which may still write it when this coroutine has been destroyed.
+    const auto at = std::make_shared<std::shared_ptr<member>>();
+    auto start = [state = owner->state(), name = std::move(name), at, enter](const waiter& who) {
+      if (state->now_in() != detail::client::lease_state::phase::alive) {
+        who->fail(state->why_ended());
+        return;
+      }
+      const std::string part = "mutex " + name;
+      *at = state->template part<member>(part, [&] { return std::make_shared<member>(state, name, part); });
+      enter(**at, who);
+    };
+    const auto on = owner->state()->runtime();
+    auto hold = co_await detail::engine::wait<std::shared_ptr<detail::pattern::hold>>(on, std::move(start));
+    unique_lock out;
+    if (hold) out = unique_lock{std::move(hold), std::move(*at), owner};
+    co_return out;
+  }
+
+  template <class Enter>
+  static asio::awaitable<std::optional<unique_lock>> maybe_acquired(session of, std::string name, Enter enter) {
+    unique_lock lock = co_await acquired(std::move(of), std::move(name), enter);
+    std::optional<unique_lock> out;
+    if (lock.token() != 0) out.emplace(std::move(lock));
+    co_return out;
+  }
+
+  session session_;
+  std::string name_;
+};
+
+}  // namespace conclave
