@@ -44,9 +44,33 @@ inline bool is_ipv4(std::string_view host) noexcept {
 }
 
 inline bool is_ipv6(std::string_view host) noexcept {
-  return std::count(host.begin(), host.end(), ':') >= 2 && std::all_of(host.begin(), host.end(), [](unsigned char c) {
-           return std::isxdigit(c) != 0 || c == ':' || c == '.' || c == '%' || std::isalnum(c) != 0;
-         });
+  if (const auto zone = host.find('%'); zone != std::string_view::npos) {
+    const auto name = host.substr(zone + 1);
+    if (name.empty() || !std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) != 0; }))
+      return false;
+    host = host.substr(0, zone);
+  }
+  // The groups to the left and to the right of "::"; a group of the last part may be an IPv4 address, which is two.
+  const auto groups = [](std::string_view part, bool last) {
+    int count = 0;
+    while (!part.empty()) {
+      const auto colon = std::min(part.find(':'), part.size());
+      const auto group = part.substr(0, colon);
+      if (colon == part.size() && last && is_ipv4(group)) return count + 2;
+      if (group.empty() || group.size() > 4) return -1;
+      if (!std::all_of(group.begin(), group.end(), [](unsigned char c) { return std::isxdigit(c) != 0; })) return -1;
+      ++count;
+      if (colon == part.size()) break;
+      part.remove_prefix(colon + 1);
+      if (part.empty()) return -1;
+    }
+    return count;
+  };
+  const auto gap = host.find("::");
+  if (gap == std::string_view::npos) return groups(host, true) == 8;
+  const int left = groups(host.substr(0, gap), false);
+  const int right = groups(host.substr(gap + 2), true);
+  return left >= 0 && right >= 0 && left + right <= 7;
 }
 
 inline bool is_name(std::string_view host) noexcept {
@@ -67,6 +91,9 @@ inline std::string_view trimmed(std::string_view text) noexcept {
 /// address in brackets; the port is 2379 unless given.
 inline endpoint parse_endpoint(std::string_view given) {
   const std::string_view text = impl::trimmed(given);
+  // First of all, since what stands before it may be a password, and the other texts quote the endpoint.
+  if (text.find('@') != std::string_view::npos)
+    throw error(errc::invalid_argument, "an endpoint contains '@': users are no part of an endpoint");
   std::string_view rest = text;
   if (const auto scheme_end = rest.find("://"); scheme_end != std::string_view::npos) {
     const auto scheme = rest.substr(0, scheme_end);
@@ -77,8 +104,6 @@ inline endpoint parse_endpoint(std::string_view given) {
   }
   if (rest.empty()) impl::refuse_endpoint(text, "no host");
   if (rest.find('/') != std::string_view::npos) impl::refuse_endpoint(text, "a path has no meaning here");
-  if (rest.find('@') != std::string_view::npos)
-    throw error(errc::invalid_argument, "an endpoint contains '@': users are no part of an endpoint");
 
   std::string_view host = rest;
   std::string_view port = "2379";
@@ -106,6 +131,7 @@ inline endpoint parse_endpoint(std::string_view given) {
     for (const char c : port) number = number * 10 + (c - '0');
   if (!digits || number == 0 || number > 65535) impl::refuse_endpoint(text, "the port must be 1 to 65535");
 
+  if (host.empty()) impl::refuse_endpoint(text, "no host");
   endpoint out;
   out.text = std::string{text};
   const std::string suffix = ":" + std::to_string(number);
@@ -113,6 +139,8 @@ inline endpoint parse_endpoint(std::string_view given) {
     out.target = "ipv6:[" + std::string{host} + "]" + suffix;
   else if (impl::is_ipv4(host))
     out.target = "ipv4:" + std::string{host} + suffix;
+  else if (host.find_first_not_of("0123456789.") == std::string_view::npos)
+    impl::refuse_endpoint(text, "not an IPv4 address");
   else if (impl::is_name(host))
     out.target = "dns:///" + std::string{host} + suffix;
   else

@@ -85,6 +85,7 @@ inline errc classify(const status& failed, call_kind kind) noexcept {
       if (contains(text, "larger than max")) return errc::request_too_large;
       return errc::too_many_requests;
     case status_code::failed_precondition:
+      if (contains(text, "not supported for learner")) return errc::unavailable;  // another member can
       return contains(text, "lease already exists") ? errc::lease_exists : errc::server_error;
     case status_code::out_of_range:
       if (contains(text, "has been compacted")) return errc::compacted;

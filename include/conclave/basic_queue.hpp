@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <conclave/asio.hpp>
+#include <conclave/client.hpp>
+#include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/pattern/backlog.hpp>
+#include <conclave/detail/pattern/line_view.hpp>
+#include <conclave/error.hpp>
+
+namespace conclave {
+
+/// What both kinds of queue offer to consumers. Values are bytes. A cheap handle: copies share the queue and may be
+/// used from any coroutine and any thread at a time; make as many as needed.
+///
+/// All consumers of a client share one watch, and those that wait are served by one transaction at a time, which
+/// claims as many items as there are consumers: an idle consumer costs a coroutine and nothing else.
+///
+/// Delivery is at most once: an item is deleted by the claim that delivers it. What a consumer got and then lost in
+/// a crash is gone. An item that was claimed for a consumer which is cancelled at that moment is not: it goes to the
+/// client's next consumer, and if none comes within half a second, back into the store (in a `queue` at the end).
+/// Do not put `dequeue` into Asio's `||`, which drops the loser's result: `dequeue_for` has the timer built in.
+///
+/// Errors of all operations: those of the client. In particular `outcome_unknown` from taking an item: the answer
+/// to a claim got lost, and the item it was for may be gone. A wait goes on while no server can be reached.
+class basic_queue {
+ public:
+  [[nodiscard]] const std::string& name() const noexcept { return name_; }
+
+  /// Waits for an item and takes the first. Completes when there is one and no other consumer was faster; survives
+  /// server restarts, reconnects and compactions. Idle: one event and one round trip from enqueue to delivery; one
+  /// proposal for up to 64 local consumers together. Cancellation throws `cancelled` promptly and loses no item.
+  asio::awaitable<std::string> dequeue() const { return one(state_, grammar_); }
+
+  /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. At most
+  /// two round trips; one proposal if an item was there.
+  asio::awaitable<std::optional<std::string>> try_dequeue() const {
+    auto how = [](backlog& at, const waiter& who) { at.try_take(who, 1); };
+    return maybe_one(state_, grammar_, how);
+  }
+
+  /// Waits as `dequeue` does, at most for `time`; then gives nothing.
+  asio::awaitable<std::optional<std::string>> dequeue_for(std::chrono::milliseconds time) const {
+    auto how = [deadline = state_->runtime()->now() + time](backlog& at, const waiter& who) {
+      at.take_until(who, 1, deadline);
+    };
+    return maybe_one(state_, grammar_, how);
+  }
+
+  /// Waits until there is an item and takes the first ones, `most` at most (and at most 64), in their order, in one
+  /// transaction.
+  /// \throws error (`invalid_argument`) if `most` is zero.
+  asio::awaitable<std::vector<std::string>> dequeue_up_to(std::size_t most) const {
+    if (most == 0) throw error(errc::invalid_argument, "dequeue_up_to: the number is zero");
+    auto how = [most](backlog& at, const waiter& who) { at.take(who, most); };
+    return some(state_, grammar_, how);
+  }
+
+  /// How many items wait, at one revision. A round trip for every 5000.
+  asio::awaitable<std::size_t> size() const { return count(state_->runtime(), grammar_); }
+
+  /// The first item, which stays where it is. Linearizable. One round trip.
+  asio::awaitable<std::optional<std::string>> peek() const { return look(state_->runtime(), grammar_); }
+
+ protected:
+  using grammar = detail::pattern::backlog_grammar;
+  using client_state = detail::client::client_state;
+
+  basic_queue(const client& of, std::string name, grammar::order order, const char* what)
+      : state_(of.state_), name_(std::move(name)), grammar_(name_, order) {
+    if (name_.empty()) throw error(errc::invalid_argument, std::string{what} + ": the name is empty");
+  }
+  ~basic_queue() = default;
+  basic_queue(const basic_queue&) = default;
+  basic_queue& operator=(const basic_queue&) = default;
+  basic_queue(basic_queue&&) = default;
+  basic_queue& operator=(basic_queue&&) = default;
+
+  [[nodiscard]] const std::shared_ptr<client_state>& state() const noexcept { return state_; }
+  [[nodiscard]] const grammar& keys() const noexcept { return grammar_; }
+
+  /// Tells this client's consumers of a write, so that what they take next takes it into account.
+  static void note_write(const std::shared_ptr<client_state>& state, const grammar& keys, revision at) {
+    state->runtime()->run([state, name = shared_name(keys), at] {
+      if (const auto found = state->find_shared<backlog>(name)) found->wrote(at);
+    });
+  }
+
+ private:
+  using backlog = detail::pattern::backlog;
+  using waiter = backlog::waiter;
+
+  static std::string shared_name(const grammar& keys) {
+    return (keys.sorted() == grammar::order::by_commit ? "queue " : "priority queue ") + keys.prefix();
+  }
+
+  template <class How>
+  static asio::awaitable<std::vector<std::string>> some(std::shared_ptr<client_state> state, grammar keys, How how) {
+    auto start = [state, keys = std::move(keys), how](const waiter& who) {
+      const auto at =
+          state->shared<backlog>(shared_name(keys), [&] { return std::make_shared<backlog>(*state, keys); });
+      how(*at, who);
+    };
+    const auto on = state->runtime();
+    std::vector<std::string> values = co_await detail::engine::wait<std::vector<std::string>>(on, std::move(start));
+    co_return values;
+  }
+
+  template <class How>
+  static asio::awaitable<std::optional<std::string>> maybe_one(std::shared_ptr<client_state> state, grammar keys,
+                                                               How how) {
+    std::vector<std::string> values = co_await some(std::move(state), std::move(keys), how);
+    std::optional<std::string> out;
+    if (!values.empty()) out = std::move(values.front());
+    co_return out;
+  }
+
+  static asio::awaitable<std::string> one(std::shared_ptr<client_state> state, grammar keys) {
+    auto how = [](backlog& at, const waiter& who) { at.take(who, 1); };
+    std::vector<std::string> values = co_await some(std::move(state), std::move(keys), how);
+    co_return std::move(values.front());
+  }
+
+  static asio::awaitable<std::size_t> count(std::shared_ptr<detail::engine::runtime> on, grammar keys) {
+    const range_response found = co_await detail::pattern::read_keys(std::move(on), keys.prefix());
+    co_return static_cast<std::size_t>(std::count_if(
+        found.kvs.begin(), found.kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); }));
+  }
+
+  static asio::awaitable<std::optional<std::string>> look(std::shared_ptr<detail::engine::runtime> on, grammar keys) {
+    const auto target = keys.sorted() == grammar::order::by_commit ? sort_target::mod : sort_target::key;
+    // Keys that are no items may stand before the first one.
+    for (std::int64_t limit = 1;; limit *= 16) {
+      range_response found = co_await detail::engine::call(
+          on, range_prefix(keys.prefix(), {.limit = limit, .order = sort_order::ascend, .target = target}));
+      const key_value* first = nullptr;
+      for (const auto& each : found.kvs) {
+        if (!keys.is_item(each.key)) continue;
+        // Items of one transaction share a revision; their keys are in order.
+        if (first == nullptr || (each.mod_revision == first->mod_revision && each.key < first->key)) first = &each;
+        if (target == sort_target::key) break;
+      }
+      if (first != nullptr) co_return first->value;
+      if (!found.more) co_return std::nullopt;
+    }
+  }
+
+  std::shared_ptr<client_state> state_;
+  std::string name_;
+  grammar grammar_;
+};
+
+}  // namespace conclave

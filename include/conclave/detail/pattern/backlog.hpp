@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/linger.hpp>
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/engine/watch_hub.hpp>
+#include <conclave/detail/pattern/backlog_machine.hpp>
+#include <conclave/error.hpp>
+#include <conclave/etcd/txn.hpp>
+
+namespace conclave::detail::pattern {
+
+/// The local consumers of one queue, served together: one watch, one view of what waits, and one transaction at a
+/// time which claims as many of the oldest items as there are consumers. Each claim is nested with a compare of its
+/// own: where another process was faster, just that item is not ours. On the strand.
+class backlog final : public engine::watch_listener,
+                      public engine::lingering,
+                      public std::enable_shared_from_this<backlog> {
+ public:
+  /// Completes with at least one value, or none for one that does not wait.
+  using waiter = std::shared_ptr<engine::waiter<std::vector<std::string>>>;
+
+  backlog(const client::client_state& of, backlog_grammar grammar)
+      : runtime_(of.runtime()), hub_(of.hub()), lingering_(of.lingering()), machine_(std::move(grammar)) {}
+
+  /// Takes up to `most` items as soon as there is one.
+  void take(const waiter& who, std::size_t most) { add({who, most, std::nullopt}); }
+
+  /// The same until `deadline`; then completes with nothing.
+  void take_until(const waiter& who, std::size_t most, engine::time_point deadline) {
+    take(who, most);
+    if (!who->waiting()) return;
+    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who] {
+      if (!who->waiting()) return;
+      self->remove(who.get());
+      who->complete({});
+    });
+    who->on_end([on = runtime_, timer] { on->cancel(timer); });
+  }
+
+  /// Takes up to `most` items that are there, or nothing.
+  void try_take(const waiter& who, std::size_t most) { add({who, most, listings_}); }
+
+  /// This client wrote an item at `at`: what is taken from now on takes it into account.
+  void wrote(revision at) { written_ = std::max(written_, at); }
+
+  [[nodiscard]] bool in_use() const override { return !consumers_.empty() || pumping_; }
+
+  void on_forgotten() override {
+    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
+    watching_ = false;
+    machine_.begin();
+    put_back();
+  }
+
+  void on_created() override {
+    watching_ = true;
+    machine_.begin();
+    pump();
+  }
+
+  void on_events(std::vector<event> batch) override {
+    machine_.events(std::move(batch));
+    pump();
+  }
+
+  void on_compacted(revision) override { watch_failed(std::make_exception_ptr(error(errc::compacted))); }
+
+  void on_failed(errc code, const std::string& reason) override {
+    watch_failed(std::make_exception_ptr(error(code, "Watch.Watch", "", 0, reason)));
+  }
+
+ private:
+  struct consumer {
+    waiter who;
+    std::size_t most = 1;
+    /// Set for one that does not wait: how many listings there had been when it came. It is told "nothing" only
+    /// by a later one.
+    std::optional<std::uint64_t> listings_before;
+  };
+
+  struct unclaimed {
+    std::string key;
+    std::string value;
+  };
+
+  /// Claims in one transaction. etcd takes 128 operations a level, and a nested one has what is left of them.
+  static constexpr std::size_t most_claims = 64;
+  /// The largest value that a server takes unless configured otherwise, and some.
+  static constexpr std::size_t largest_value = std::size_t{1600} * 1024;
+
+  void add(consumer each) {
+    auto* const raw = each.who.get();
+    each.who->on_cancel([self = shared_from_this(), raw] { self->remove(raw); });
+    consumers_.push_back(std::move(each));
+    if (watch_ == 0) {
+      engine::watch_hub::spec what;
+      what.key = machine_.grammar().prefix();
+      what.range_end = prefix_end(what.key);
+      watch_ = hub_->add(std::move(what), weak_from_this());
+    }
+    pump();
+  }
+
+  void remove(const void* who) {
+    std::erase_if(consumers_, [who](const consumer& each) { return each.who.get() == who; });
+    rest();
+  }
+
+  void rest() {
+    if (in_use()) return;
+    if (!spare_.empty() && !put_back_timer_) {
+      // A consumer that comes soon gets them in their order; otherwise they go back to the store.
+      put_back_timer_ = runtime_->at(runtime_->now() + std::chrono::milliseconds{500}, [weak = weak_from_this()] {
+        const auto self = weak.lock();
+        if (!self) return;
+        self->put_back_timer_.reset();
+        if (self->consumers_.empty()) self->put_back();
+      });
+    }
+    lingering_->idle(shared_from_this());
+  }
+
+  void pump() {
+    hand_out();
+    if (pumping_ || consumers_.empty() || !watching_) return;
+    pumping_ = true;
+    runtime_->spawn(run(shared_from_this()));
+  }
+
+  static asio::awaitable<void> run(std::shared_ptr<backlog> self) {
+    engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
+    while (!self->consumers_.empty() && self->watching_) {
+      bool failed = false;
+      try {
+        if (self->must_list())
+          co_await list(self);
+        else if (self->machine_.empty() || self->machine_.applied() < self->written_)
+          break;  // the next event goes on
+        else
+          co_await claim(self);
+        pause.reset();
+      } catch (const error& e) {
+        failed = true;
+        self->on_error(e);
+      } catch (const std::exception&) {  // an answer of another shape
+        self->fail_all(std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn")));
+      }
+      self->hand_out();
+      if (failed && !self->consumers_.empty()) co_await engine::sleep_for(self->runtime_, pause.next());
+    }
+    self->pumping_ = false;
+    self->pump_on();
+    self->rest();
+  }
+
+  /// Something may have come while the last round ended.
+  void pump_on() {
+    if (consumers_.empty() || !watching_) return;
+    if (!must_list() && (machine_.empty() || machine_.applied() < written_)) return;
+    pump();
+  }
+
+  [[nodiscard]] bool must_list() const {
+    if (!machine_.live()) return true;
+    if (!machine_.empty()) return false;
+    if (!machine_.complete()) return true;
+    return std::any_of(consumers_.begin(), consumers_.end(), [this](const consumer& each) {
+      return each.listings_before && *each.listings_before == listings_;
+    });
+  }
+
+  static asio::awaitable<void> list(std::shared_ptr<backlog> self) {
+    self->machine_.begin();
+    const bool by_commit = self->machine_.grammar().sorted() == backlog_grammar::order::by_commit;
+    const auto started_with = self->listings_ + 1;
+    const range_response found = co_await engine::call(
+        self->runtime_,
+        range_prefix(self->machine_.grammar().prefix(),
+                     {.limit = static_cast<std::int64_t>(self->machine_.most_items()),
+                      .order = sort_order::ascend,
+                      .target = by_commit ? sort_target::mod : sort_target::key,
+                      .keys_only = true}));
+    self->listings_ = started_with;
+    const bool only_foreign = std::none_of(found.kvs.begin(), found.kvs.end(), [&](const key_value& each) {
+      return self->machine_.grammar().is_item(each.key);
+    });
+    if (found.more && only_foreign) {
+      // A page of keys that are not ours hides what is behind it: read on until there is an item.
+      co_await list_beyond(self, found);
+      co_return;
+    }
+    self->machine_.snapshot(found.kvs, found.more, found.header.revision);
+    self->tell_empty();
+  }
+
+  static asio::awaitable<void> list_beyond(std::shared_ptr<backlog> self, range_response first) {
+    const auto& grammar = self->machine_.grammar();
+    const auto end = prefix_end(grammar.prefix());
+    std::vector<key_value> items;
+    std::string from = grammar.prefix();
+    bool more = true;
+    while (more) {
+      range_response page = co_await engine::call(
+          self->runtime_,
+          range_interval(from, end, {.limit = 5000, .revision = first.header.revision, .keys_only = true}));
+      more = page.more && !page.kvs.empty();
+      if (more) {
+        from = page.kvs.back().key;
+        from += '\0';
+      }
+      for (auto& each : page.kvs)
+        if (grammar.is_item(each.key)) items.push_back(std::move(each));
+    }
+    if (grammar.sorted() == backlog_grammar::order::by_commit)
+      std::sort(items.begin(), items.end(),
+                [](const key_value& a, const key_value& b) { return a.mod_revision < b.mod_revision; });
+    self->machine_.snapshot(std::move(items), false, first.header.revision);
+    self->tell_empty();
+  }
+
+  /// Those that do not wait, and came before the last listing, which found nothing.
+  void tell_empty() {
+    if (!machine_.live() || !machine_.empty() || !machine_.complete() || !spare_.empty()) return;
+    for (auto each = consumers_.begin(); each != consumers_.end();) {
+      if (each->listings_before && *each->listings_before < listings_) {
+        const auto who = each->who;
+        each = consumers_.erase(each);
+        who->complete({});
+      } else {
+        ++each;
+      }
+    }
+  }
+
+  static asio::awaitable<void> claim(std::shared_ptr<backlog> self) {
+    std::size_t wanted = 0;
+    for (const auto& each : self->consumers_) wanted += std::min(each.most, most_claims);
+    const auto limit = self->runtime_->options().receive_limit;
+    const auto unknown = std::max<std::size_t>(1, limit / largest_value);
+    const auto items = self->machine_.first(std::min(wanted, most_claims), unknown);
+    txn request;
+    if (self->machine_.grammar().sorted() == backlog_grammar::order::by_key && self->machine_.foreign() == 0) {
+      // Nothing that goes before may have come unseen: the range before the first, and between two, is empty.
+      std::string from = self->machine_.grammar().prefix();
+      for (const auto& each : items) {
+        request.when(create_revision(from).until(each.key) == 0);
+        from = each.key;
+        from += '\0';
+      }
+    }
+    for (const auto& each : items) {
+      txn one;
+      one.when(mod_revision(each.key) == each.mod_revision)
+          .then(delete_key(each.key, {.prev_kv = !each.value.has_value()}));
+      request.then(std::move(one));
+    }
+    self->claiming_ = items.size();
+    txn_response answer = co_await engine::call(self->runtime_, std::move(request));
+    self->claiming_ = 0;
+    if (!answer.succeeded) {
+      self->machine_.begin();  // list again
+      co_return;
+    }
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const auto& each = items[i];
+      self->machine_.taken(each.key, each.mod_revision);
+      auto& one = answer.at(i).txn();
+      if (!one.succeeded) continue;  // another consumer was faster
+      if (each.value) {
+        self->spare_.push_back({each.key, *each.value});
+        continue;
+      }
+      auto& deleted = one.at(0).delete_range().prev_kvs;
+      if (deleted.empty()) throw error(errc::unexpected_response, "KV.Txn: a deleted key without its value");
+      self->spare_.push_back({each.key, std::move(deleted.front().value)});
+    }
+  }
+
+  /// Gives what has been claimed to who waits longest.
+  void hand_out() {
+    while (!spare_.empty() && !consumers_.empty()) {
+      const auto first = std::move(consumers_.front());
+      consumers_.pop_front();
+      std::vector<std::string> values;
+      const auto count = std::min(first.most, spare_.size());
+      for (std::size_t i = 0; i < count; ++i) values.push_back(spare_[i].value);
+      if (first.who->complete(std::move(values)))
+        spare_.erase(spare_.begin(), spare_.begin() + static_cast<std::ptrdiff_t>(count));
+    }
+  }
+
+  void on_error(const error& e) {
+    const auto code = static_cast<errc>(e.code().value());
+    const auto claimed = std::exchange(claiming_, 0);
+    machine_.begin();
+    if (code == errc::outcome_unknown) {
+      // As many items as were asked for may be gone: whoever would have got them has to know.
+      std::size_t left = claimed;
+      while (left > 0 && !consumers_.empty()) {
+        const auto first = std::move(consumers_.front());
+        consumers_.pop_front();
+        left -= std::min(left, first.most);
+        first.who->fail(std::make_exception_ptr(e));
+      }
+      return;
+    }
+    if (!rpc::worth_retrying(code)) {
+      fail_all(std::make_exception_ptr(e));
+      return;
+    }
+    for (auto each = consumers_.begin(); each != consumers_.end();) {
+      if (each->listings_before) {
+        const auto who = each->who;
+        each = consumers_.erase(each);
+        who->fail(std::make_exception_ptr(e));
+      } else {
+        ++each;
+      }
+    }
+  }
+
+  void fail_all(const std::exception_ptr& why) {
+    for (auto& each : std::exchange(consumers_, {})) each.who->fail(why);
+  }
+
+  void watch_failed(const std::exception_ptr& why) {
+    watch_ = 0;
+    watching_ = false;
+    machine_.begin();
+    fail_all(why);
+  }
+
+  /// Items that were claimed for a consumer which has left go back under their keys.
+  void put_back() {
+    if (spare_.empty()) return;
+    std::vector<unclaimed> items(std::make_move_iterator(spare_.begin()), std::make_move_iterator(spare_.end()));
+    spare_.clear();
+    runtime_->spawn(put_back_all(runtime_, std::move(items)));
+  }
+
+  static asio::awaitable<void> put_back_all(std::shared_ptr<engine::runtime> on, std::vector<unclaimed> items) {
+    for (auto& each : items) {
+      engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
+      const auto give_up = on->now() + std::chrono::minutes{5};
+      while (on->now() < give_up) {
+        try {
+          txn request;
+          request.when(create_revision(each.key) == 0).then(put(each.key, each.value));
+          (void)co_await engine::call(on, std::move(request));
+          break;
+        } catch (const error& e) {
+          // After a lost answer the item may be there, or taken already: putting it twice would deliver it twice.
+          if (e.code() == errc::outcome_unknown) break;
+        }
+        co_await engine::sleep_for(on, pause.next());
+      }
+    }
+  }
+
+  std::shared_ptr<engine::runtime> runtime_;
+  std::shared_ptr<engine::watch_hub> hub_;
+  std::shared_ptr<engine::linger_list> lingering_;
+  backlog_machine machine_;
+  std::deque<consumer> consumers_;
+  std::deque<unclaimed> spare_;  ///< Claimed, and not handed out yet.
+  std::optional<engine::runtime::timer_id> put_back_timer_;
+  engine::watch_hub::handle watch_ = 0;
+  bool watching_ = false;
+  bool pumping_ = false;
+  std::size_t claiming_ = 0;
+  std::uint64_t listings_ = 0;
+  revision written_ = 0;
+};
+
+}  // namespace conclave::detail::pattern
