@@ -29,7 +29,8 @@ namespace conclave {
 ///
 /// Delivery is at most once: an item is deleted by the claim that delivers it. What a consumer got and then lost in
 /// a crash is gone. An item that was claimed for a consumer which is cancelled at that moment is not: it goes to the
-/// client's next consumer, and if none comes within half a second, back into the store (in a `queue` at the end).
+/// client's next consumer, and if none comes within half a second, back into the store (in a `queue` at the end;
+/// tried for 30 s, also behind a client that is destroyed).
 /// Do not put `dequeue` into Asio's `||`, which drops the loser's result: `dequeue_for` has the timer built in.
 ///
 /// Errors of all operations: those of the client. In particular `outcome_unknown` from taking an item: the answer

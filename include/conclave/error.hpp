@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <cerrno>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -119,9 +120,11 @@ class condition_category_type final : public std::error_category {
   }
 
   bool equivalent(const std::error_code& code, int value) const noexcept override {
-    if (static_cast<condition>(value) == condition::cancelled &&
-        code.default_error_condition() == std::errc::operation_canceled)
-      return true;
+    if (static_cast<condition>(value) == condition::cancelled) {
+      if (code.default_error_condition() == std::errc::operation_canceled) return true;
+      // Standalone Asio 1.22 has a category of its own for system errors, and does not map it.
+      if (code.value() == ECANCELED && std::string_view{code.category().name()} == "asio.system") return true;
+    }
     return code.default_error_condition() == std::error_condition{value, *this};
   }
 };

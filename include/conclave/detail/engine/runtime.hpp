@@ -190,7 +190,9 @@ asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
     };
     auto waiting = std::make_shared<waiter<T>>(std::move(receiver), std::move(post));
     if (!waiting->attach()) return;
-    on->run([waiting, start = std::move(start)]() mutable { start(std::move(waiting)); });
+    // The coroutine may be resumed by another thread, and be gone, while this one is still in here.
+    const auto keep = on;
+    keep->run([waiting, start = std::move(start)]() mutable { start(std::move(waiting)); });
   };
   outcome<T> result = co_await rpc::suspend<outcome<T>>(std::move(begin));
   if (auto* failed = std::get_if<std::exception_ptr>(&result)) std::rethrow_exception(std::move(*failed));

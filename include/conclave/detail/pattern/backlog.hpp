@@ -354,7 +354,7 @@ class backlog final : public engine::watch_listener,
   static asio::awaitable<void> put_back_all(std::shared_ptr<engine::runtime> on, std::vector<unclaimed> items) {
     for (auto& each : items) {
       engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
-      const auto give_up = on->now() + std::chrono::minutes{5};
+      const auto give_up = on->now() + std::chrono::seconds{30};
       while (on->now() < give_up) {
         try {
           txn request;

@@ -67,6 +67,7 @@ class grpc_channel : public std::enable_shared_from_this<grpc_channel> {
     }
     waiting->bind();
     auto& reactor = grpc_reactor::instance();
+    const auto keep = shared_from_this();  // whoever is resumed by another thread may drop the channel
     std::lock_guard lock{mutex_};
     // From here on the waiter may fire on another thread, which then waits for this lock.
     reactor.publish();
