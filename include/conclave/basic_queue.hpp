@@ -31,7 +31,7 @@ namespace conclave {
 /// a crash is gone. An item that was claimed for a consumer which is cancelled at that moment is not: it goes to the
 /// client's next consumer, and if none comes within half a second, back into the store (in a `queue` at the end;
 /// tried for 30 s, also behind a client that is destroyed).
-/// Do not put `dequeue` into Asio's `||`, which drops the loser's result: `dequeue_for` has the timer built in.
+/// That holds for the loser of Asio's `||` too; `dequeue_for` has the timer built in.
 ///
 /// Errors of all operations: those of the client. In particular `outcome_unknown` from taking an item: the answer
 /// to a claim got lost, and the item it was for may be gone. A wait goes on while no server can be reached.
@@ -44,8 +44,9 @@ class basic_queue {
   /// proposal for up to 64 local consumers together. Cancellation throws `cancelled` promptly and loses no item.
   asio::awaitable<std::string> dequeue() const { return one(state_, grammar_); }
 
-  /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. At most
-  /// two round trips; one proposal if an item was there.
+  /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One round
+  /// trip, two or three for a client's first, and more while other consumers are faster; one proposal if an item was
+  /// there. Does not wait for a server: `unavailable` or `timed_out`.
   asio::awaitable<std::optional<std::string>> try_dequeue() const {
     auto how = [](backlog& at, const waiter& who) { at.try_take(who, 1); };
     return maybe_one(state_, grammar_, how);
@@ -53,7 +54,8 @@ class basic_queue {
 
   /// Waits as `dequeue` does, at most for `time`; then gives nothing.
   asio::awaitable<std::optional<std::string>> dequeue_for(std::chrono::milliseconds time) const {
-    auto how = [deadline = state_->runtime()->now() + time](backlog& at, const waiter& who) {
+    constexpr std::chrono::milliseconds longest{std::chrono::hours{24 * 365}};
+    auto how = [deadline = state_->runtime()->now() + std::min(time, longest)](backlog& at, const waiter& who) {
       at.take_until(who, 1, deadline);
     };
     return maybe_one(state_, grammar_, how);
@@ -71,7 +73,8 @@ class basic_queue {
   /// How many items wait, at one revision. A round trip for every 5000.
   asio::awaitable<std::size_t> size() const { return count(state_->runtime(), grammar_); }
 
-  /// The first item, which stays where it is. Linearizable. One round trip.
+  /// The first item, which stays where it is. Linearizable. One round trip; a second one for the first of several
+  /// that were put in one transaction.
   asio::awaitable<std::optional<std::string>> peek() const { return look(state_->runtime(), grammar_); }
 
  protected:
@@ -108,13 +111,27 @@ class basic_queue {
 
   template <class How>
   static asio::awaitable<std::vector<std::string>> some(std::shared_ptr<client_state> state, grammar keys, How how) {
-    auto start = [state, keys = std::move(keys), how](const waiter& who) {
+    auto start = [state, keys, how](const waiter& who) {
       const auto at =
           state->shared<backlog>(shared_name(keys), [&] { return std::make_shared<backlog>(*state, keys); });
       how(*at, who);
     };
     const auto on = state->runtime();
-    std::vector<std::string> values = co_await detail::engine::wait<std::vector<std::string>>(on, std::move(start));
+    using items = std::vector<backlog::claimed>;
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    const auto before = cancellation.cancelled();
+    items taken = co_await detail::engine::wait<items>(on, std::move(start));
+    if (cancellation.cancelled() != before && !taken.empty()) {
+      // An item and the cancellation at the same moment: whoever cancelled does not look at a result.
+      auto back = [state, keys = std::move(keys), taken = std::move(taken)]() mutable {
+        state->shared<backlog>(shared_name(keys), [&] { return std::make_shared<backlog>(*state, keys); })
+            ->give_back(std::move(taken));
+      };
+      on->run(std::move(back));
+      throw error(errc::cancelled);
+    }
+    std::vector<std::string> values;
+    for (auto& each : taken) values.push_back(std::move(each.value));
     co_return values;
   }
 
@@ -140,20 +157,37 @@ class basic_queue {
   }
 
   static asio::awaitable<std::optional<std::string>> look(std::shared_ptr<detail::engine::runtime> on, grammar keys) {
-    const auto target = keys.sorted() == grammar::order::by_commit ? sort_target::mod : sort_target::key;
+    const bool by_commit = keys.sorted() == grammar::order::by_commit;
     // Keys that are no items may stand before the first one.
-    for (std::int64_t limit = 1;; limit *= 16) {
+    for (std::int64_t limit = by_commit ? 2 : 1;; limit *= 16) {
       range_response found = co_await detail::engine::call(
-          on, range_prefix(keys.prefix(), {.limit = limit, .order = sort_order::ascend, .target = target}));
-      const key_value* first = nullptr;
-      for (const auto& each : found.kvs) {
-        if (!keys.is_item(each.key)) continue;
-        // Items of one transaction share a revision; their keys are in order.
-        if (first == nullptr || (each.mod_revision == first->mod_revision && each.key < first->key)) first = &each;
-        if (target == sort_target::key) break;
+          on, range_prefix(keys.prefix(), {.limit = limit,
+                                           .order = sort_order::ascend,
+                                           .target = by_commit ? sort_target::mod : sort_target::key}));
+      auto& kvs = found.kvs;
+      auto first = std::find_if(kvs.begin(), kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); });
+      if (first == kvs.end()) {
+        if (!found.more) co_return std::nullopt;
+        continue;
       }
-      if (first != nullptr) co_return first->value;
-      if (!found.more) co_return std::nullopt;
+      if (by_commit) {
+        // Items of one transaction share a revision; their keys are in order, but the server's answer is not, and
+        // may end among them.
+        const auto at = first->mod_revision;
+        if (found.more && kvs.back().mod_revision == at) {
+          found = co_await detail::engine::call(
+              on, range_prefix(keys.prefix(), {.min_mod_revision = at, .max_mod_revision = at}));
+          std::erase_if(kvs, [&](const key_value& each) { return !keys.is_item(each.key); });
+          if (kvs.empty()) {  // all taken meanwhile
+            limit = 1;
+            continue;
+          }
+          first = kvs.begin();
+        }
+        for (auto each = first; each != kvs.end() && each->mod_revision == at; ++each)
+          if (each->key < first->key && keys.is_item(each->key)) first = each;
+      }
+      co_return std::move(first->value);
     }
   }
 

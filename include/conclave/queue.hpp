@@ -74,7 +74,7 @@ class queue : public basic_queue {
       } catch (const error& e) {
         unknown = e.code() == errc::outcome_unknown;
         failed = std::current_exception();
-        if (values.size() > most_items && begin > 0 && !unknown)
+        if (begin > 0)
           failed = std::make_exception_ptr(
               error(static_cast<errc>(e.code().value()), "enqueue_all: " + std::to_string(begin) + " of " +
                                                              std::to_string(values.size()) + " written: " + e.what()));

@@ -102,7 +102,7 @@ class unique_lock {
   /// on behind the caller. Cancellation: releasing goes on behind the caller.
   asio::awaitable<void> unlock() {
     require();
-    return unlock_held(std::move(hold_), std::move(member_), std::move(owner_));
+    return unlock_held(std::move(*this));
   }
 
   /// Applies a transaction on the condition that this lock is still held. One round trip, one proposal, as a
@@ -119,7 +119,7 @@ class unique_lock {
   /// `commit`, and releasing goes on behind the caller.
   asio::awaitable<commit_result> commit_and_unlock(txn request) {
     require();
-    return commit_last(std::move(hold_), std::move(member_), std::move(owner_), std::move(request));
+    return commit_last(std::move(*this), std::move(request));
   }
 
  private:
@@ -159,18 +159,19 @@ class unique_lock {
     co_return out;
   }
 
-  static asio::awaitable<void> unlock_held(hold_ptr hold, member_ptr member, owner_ptr owner) {
-    unique_lock behind{hold, member, owner};  // releases if the caller is cancelled before the release began
-    const auto state = owner->state();
-    const detail::pattern::released out = co_await release(hold, member, owner, std::nullopt);
+  // The parameter releases if this never begins: whoever is cancelled already throws before it does.
+  static asio::awaitable<void> unlock_held(unique_lock behind) {
+    const auto state = behind.owner_->state();
+    const detail::pattern::released out =
+        co_await release(behind.hold_, behind.member_, behind.owner_, std::nullopt);
     behind.hold_.reset();
     if (out.lost) throw error(state->alive() ? errc::lock_lost : state->why_ended());
   }
 
-  static asio::awaitable<commit_result> commit_last(hold_ptr hold, member_ptr member, owner_ptr owner, txn request) {
-    unique_lock behind{hold, member, owner};
+  static asio::awaitable<commit_result> commit_last(unique_lock behind, txn request) {
     std::optional<txn> last{std::move(request)};
-    detail::pattern::released out = co_await release(hold, member, owner, std::move(last));
+    detail::pattern::released out =
+        co_await release(behind.hold_, behind.member_, behind.owner_, std::move(last));
     behind.hold_.reset();
     commit_result result;
     if (out.answer) {

@@ -83,6 +83,12 @@ class watch_state final : public engine::watch_listener, public std::enable_shar
     each->on_cancel([self = shared_from_this()] { self->waiting_.reset(); });
   }
 
+  /// Nobody has seen it yet.
+  void give_back(std::vector<event> batch) {
+    buffered_ += batch.size();
+    buffer_.push_front(std::move(batch));
+  }
+
   void on_created() override {}
 
   void on_events(std::vector<event> batch) override {
@@ -151,13 +157,27 @@ class watcher {
   /// next call returns it. No round trip.
   asio::awaitable<std::vector<event>> next() {
     if (!state_) throw error(errc::invalid_argument, "watcher::next: the watcher was moved from");
-    auto start = [state = state_](const detail::client::watch_state::batch_waiter& waiting) { state->next(waiting); };
-    return detail::engine::wait<std::vector<event>>(state_->client()->runtime(), std::move(start));
+    return next_batch(state_);
   }
 
  private:
   friend class client;
   explicit watcher(std::shared_ptr<detail::client::watch_state> state) : state_(std::move(state)) {}
+
+  static asio::awaitable<std::vector<event>> next_batch(std::shared_ptr<detail::client::watch_state> state) {
+    const auto on = state->client()->runtime();
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    const auto before = cancellation.cancelled();
+    auto start = [state](const detail::client::watch_state::batch_waiter& waiting) { state->next(waiting); };
+    std::vector<event> batch = co_await detail::engine::wait<std::vector<event>>(on, std::move(start));
+    if (cancellation.cancelled() != before) {
+      // Events and cancellation at the same moment: whoever cancelled does not look at a result.
+      auto back = [state, batch = std::move(batch)]() mutable { state->give_back(std::move(batch)); };
+      on->run(std::move(back));
+      throw error(errc::cancelled);
+    }
+    co_return batch;
+  }
 
   void stop() noexcept {
     if (!state_) return;

@@ -16,8 +16,11 @@ namespace conclave {
 
 namespace detail {
 
+// Ends when the lock is lost, and fails when it is released: a failure does not end the race, so that a body which
+// releases the lock itself goes on.
 inline asio::awaitable<void> note_loss(const unique_lock& lock, std::error_code& why) {
   const std::error_code ended = co_await lock.lost();
+  if (!ended) throw error(errc::cancelled);
   why = ended;
 }
 
@@ -57,16 +60,17 @@ inline asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& 
     if (failed) std::rethrow_exception(failed);
     throw error(errc::cancelled);
   }
+  const bool released = lock.token() == 0;  // by the body
   if (failed) {
     std::exception_ptr unlock_failed;
     try {
-      co_await lock.unlock();
+      if (!released) co_await lock.unlock();
     } catch (...) {
       unlock_failed = std::current_exception();  // the body's own exception says more
     }
     std::rethrow_exception(failed);
   }
-  co_await lock.unlock();
+  if (!released) co_await lock.unlock();
 }
 
 }  // namespace detail
@@ -75,6 +79,8 @@ inline asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& 
 /// result. The lock is released in every case: also when the body throws, whose exception is passed on. When the lock
 /// is lost the body is cancelled (terminally, as Asio cancels) and, once it has ended, `ownership_lost` is thrown:
 /// whatever it did is then in doubt, unless it wrote by `unique_lock::commit`.
+///
+/// The body may release the lock itself, by `commit_and_unlock` for example.
 ///
 /// Errors: those of `mutex::lock`, of `unique_lock::unlock`, and the body's. Cancellation cancels the wait or the
 /// body; the lock is released behind the caller. Costs what `lock` and `unlock` cost.

@@ -21,8 +21,8 @@
 
 namespace conclave::test {
 
-/// A small etcd in memory, as far as the recipes go: a store with revisions and its history, transactions, leases that
-/// expire. It knows nothing of bytes and of connections; times are told to it.
+/// A small etcd in memory, as far as the recipes go: a store with revisions and its history, transactions,
+/// leases that expire. It knows nothing of bytes and of connections; times are told to it.
 class model_etcd {
 public:
   using time_point = detail::rpc::time_point;
@@ -68,17 +68,16 @@ public:
     return key >= from && (range_end == std::string(1, '\0') || key < range_end);
   }
 
-  // ---- the services ----------------------------------------------------------------------------------------
+  // ---- the services -------------------------------------------------------------------------------------
 
   answer<range_response> apply(const range_request& request) {
     if (request.revision > revision_)
-      return refusal{detail::rpc::status_code::out_of_range, "etcdserver: mvcc: required revision is a future revision"};
+      return refusal{detail::rpc::status_code::out_of_range,
+                     "etcdserver: mvcc: required revision is a future revision"};
     return read(request);
   }
 
-  answer<put_response> apply(const put_request& request) {
-    return alone<put_response>(request);
-  }
+  answer<put_response> apply(const put_request& request) { return alone<put_response>(request); }
   answer<delete_range_response> apply(const delete_range_request& request) {
     return alone<delete_range_response>(request);
   }
@@ -217,16 +216,21 @@ private:
       if (each.target == compare_target::value) return false;
       concerned.push_back(&none);
     }
-    return std::all_of(concerned.begin(), concerned.end(), [&](const key_value* kv) { return holds(each, *kv); });
+    return std::all_of(concerned.begin(), concerned.end(),
+                       [&](const key_value* kv) { return holds(each, *kv); });
   }
 
   template <class T>
   static bool related(compare_result how, const T& left, const T& right) {
     switch (how) {
-      case compare_result::equal: return left == right;
-      case compare_result::greater: return left > right;
-      case compare_result::less: return left < right;
-      case compare_result::not_equal: return left != right;
+      case compare_result::equal:
+        return left == right;
+      case compare_result::greater:
+        return left > right;
+      case compare_result::less:
+        return left < right;
+      case compare_result::not_equal:
+        return left != right;
     }
     return false;
   }
@@ -237,10 +241,14 @@ private:
       return related(each.result, left, given != nullptr ? given->value : std::int64_t{0});
     };
     switch (each.target) {
-      case compare_target::version: return number.template operator()<compare_target::version>(kv.version);
-      case compare_target::create: return number.template operator()<compare_target::create>(kv.create_revision);
-      case compare_target::mod: return number.template operator()<compare_target::mod>(kv.mod_revision);
-      case compare_target::lease: return number.template operator()<compare_target::lease>(kv.lease);
+      case compare_target::version:
+        return number.template operator()<compare_target::version>(kv.version);
+      case compare_target::create:
+        return number.template operator()<compare_target::create>(kv.create_revision);
+      case compare_target::mod:
+        return number.template operator()<compare_target::mod>(kv.mod_revision);
+      case compare_target::lease:
+        return number.template operator()<compare_target::lease>(kv.lease);
       case compare_target::value: {
         const auto* given = std::get_if<compare_operand<compare_target::value>>(&each.target_union);
         return related(each.result, kv.value, given != nullptr ? given->value : std::string{});

@@ -36,8 +36,8 @@
 
 #include "model_etcd.hpp"
 
-/// The library on virtual time, against an etcd in memory: no gRPC, no thread, no socket, no waiting. All is for one
-/// thread, and what happens in a test happens in the same order each time.
+/// The library on virtual time, against an etcd in memory: no gRPC, no thread, no socket, no waiting. All is for
+/// one thread, and what happens in a test happens in the same order each time.
 
 namespace conclave::test {
 
@@ -75,6 +75,9 @@ public:
     if (events_.empty()) return std::nullopt;
     return events_.begin()->first.first;
   }
+
+  /// Nothing happens any more.
+  void close() { const auto last = std::exchange(events_, {}); }
 
   /// Moves on, and runs what is due by then, in order.
   void move_to(time_point when) {
@@ -119,7 +122,8 @@ private:
   std::map<std::pair<time_point, event_id>, std::function<void()>> events_;
 };
 
-/// An operation under way: completes its receiver once, by a post, and lets go of it when its context is destroyed.
+/// An operation under way: completes its receiver once, by a post, and lets go of it when its context is
+/// destroyed.
 template <class T>
 class pending final : public detail::rpc::context_member,
                       public detail::rpc::cancellable,
@@ -176,6 +180,7 @@ enum class fate {
   answer_lost,    ///< applied, and then the connection breaks
   never_arrives,  ///< not applied, and no answer before the deadline
   answer_late,    ///< applied, and answered by `scripted_server::answer_late_ones`
+  lost_late,      ///< applied, and at `scripted_server::answer_late_ones` the connection breaks
 };
 
 /// The one server of a world: `model_etcd` behind gRPC's paths and etcd's bytes.
@@ -229,6 +234,14 @@ public:
       if (const auto each = weak.lock()) each->end({detail::rpc::status_code::unavailable, "Socket closed"});
   }
 
+  /// Forgets everything under way: what has yet to be answered keeps streams, and they keep the server.
+  void close() {
+    arrived_.clear();
+    late_.clear();
+    silent_.clear();
+    connecting_.clear();
+  }
+
   std::optional<manual_clock::time_point> next_expiry() const {
     return up_ && !frozen_ ? etcd.next_expiry() : std::nullopt;
   }
@@ -263,7 +276,8 @@ private:
       op->complete(!ended_);
       if (ended_) return;
       ++server_->calls_[name_];
-      server_->when_not_frozen([self = shared_from_this(), message = std::move(message)] { self->receive(message); });
+      server_->when_not_frozen(
+          [self = shared_from_this(), message = std::move(message)] { self->receive(message); });
     }
 
     void finish(std::unique_ptr<detail::rpc::receiver<detail::rpc::status>> done) override {
@@ -397,11 +411,13 @@ private:
 
   void unary(std::string_view path, std::string request, std::chrono::milliseconds limit,
              std::unique_ptr<detail::rpc::receiver<unary_result>> done) {
-    const call op = pending<unary_result>::make(
-        std::move(done), [](auto& self) { self.complete({{status_code::cancelled, "CANCELLED"}, {}}); });
+    const call op = pending<unary_result>::make(std::move(done), [](auto& self) {
+      self.complete({{status_code::cancelled, "CANCELLED"}, {}});
+    });
     if (!op) return;
     clock_->at(clock_->now() + limit, [weak = std::weak_ptr(op)] {
-      if (const auto late = weak.lock()) late->complete({{status_code::deadline_exceeded, "Deadline Exceeded"}, {}});
+      if (const auto late = weak.lock())
+        late->complete({{status_code::deadline_exceeded, "Deadline Exceeded"}, {}});
     });
     const std::string name = short_name(path);
     ++calls_[name];
@@ -423,14 +439,16 @@ private:
         return;
       case fate::answered:
       case fate::answer_lost:
-      case fate::answer_late: break;
+      case fate::answer_late:
+      case fate::lost_late:
+        break;
     }
     when_not_frozen([this, name, request = std::move(request), op, what] {
       unary_result result = serve(name, request);
-      if (what == fate::answer_late)
+      if (what == fate::answer_lost || what == fate::lost_late)
+        result = {{status_code::unavailable, "Socket closed"}, {}};
+      if (what == fate::answer_late || what == fate::lost_late)
         late_.push_back([op, result = std::move(result)] { op->complete(result); });
-      else if (what == fate::answer_lost)
-        op->complete({{status_code::unavailable, "Socket closed"}, {}});
       else
         op->complete(std::move(result));
     });
@@ -438,7 +456,8 @@ private:
 
   unary_result serve(const std::string& name, const std::string& bytes) {
     const auto now = clock_->now();
-    if (name == "KV.Range") return answer_to<range_request>(bytes, [&](const auto& r) { return etcd.apply(r); });
+    if (name == "KV.Range")
+      return answer_to<range_request>(bytes, [&](const auto& r) { return etcd.apply(r); });
     if (name == "KV.Put") return answer_to<put_request>(bytes, [&](const auto& r) { return etcd.apply(r); });
     if (name == "KV.DeleteRange")
       return answer_to<delete_range_request>(bytes, [&](const auto& r) { return etcd.apply(r); });
@@ -457,7 +476,8 @@ private:
     Request request;
     must_decode(bytes, request);
     const model_etcd::answer<detail::rpc::response_of<Request>> out = apply(request);
-    if (const auto* refused = std::get_if<model_etcd::refusal>(&out)) return {{refused->code, refused->text}, {}};
+    if (const auto* refused = std::get_if<model_etcd::refusal>(&out))
+      return {{refused->code, refused->text}, {}};
     return {{}, detail::wire::encode(std::get<detail::rpc::response_of<Request>>(out))};
   }
 
@@ -496,7 +516,8 @@ public:
   }
   std::shared_ptr<detail::rpc::stream> open(const char* path, detail::rpc::metadata) override {
     const std::string_view whole{path};
-    return std::make_shared<scripted_server::server_stream>(server_, std::string{whole.substr(whole.rfind('/') + 1)});
+    return std::make_shared<scripted_server::server_stream>(server_,
+                                                            std::string{whole.substr(whole.rfind('/') + 1)});
   }
 
 private:
@@ -551,7 +572,6 @@ private:
     } catch (...) {
       into->failed = std::current_exception();
     }
-    into->done = true;
   }
 
   std::shared_ptr<state> state_{std::make_shared<state>()};
@@ -563,20 +583,28 @@ public:
   explicit world(std::uint64_t seed = 1) : clock_{std::make_shared<manual_clock>(seed)} {
     server_ = std::make_shared<scripted_server>(clock_);
   }
+  ~world() {
+    server_->close();
+    clock_->close();
+  }
 
   scripted_server& server() { return *server_; }
   model_etcd& etcd() { return server_->etcd; }
   manual_clock::time_point now() const { return clock_->now(); }
 
   client connect(const client_options& options = {}) {
-    std::vector<std::shared_ptr<detail::rpc::transport>> servers{std::make_shared<scripted_transport>(server_)};
+    std::vector<std::shared_ptr<detail::rpc::transport>> servers{
+        std::make_shared<scripted_transport>(server_)};
     return client{context_.get_executor(), std::move(servers), clock_, options};
   }
 
   template <class T>
   task<T> start(asio::awaitable<T> work) {
     task<T> out;
-    auto done = [state = out.state_](std::exception_ptr) {};
+    auto done = [state = out.state_](std::exception_ptr failed) {
+      if (failed) state->failed = std::move(failed);  // cancelled before it began
+      state->done = true;
+    };
     asio::co_spawn(context_, task<T>::run(std::move(work), out.state_),
                    asio::bind_cancellation_slot(out.state_->signal.slot(), std::move(done)));
     return out;

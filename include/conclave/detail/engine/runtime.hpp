@@ -80,10 +80,12 @@ class runtime final : public std::enable_shared_from_this<runtime>, public rpc::
     if (!stopped()) asio::dispatch(*strand_, std::move(work));
   }
 
-  /// Runs `work` on the strand, later. Any thread; does nothing once stopped.
+  /// Runs `work` on the strand, later. Any thread; does nothing, and says so by false, once stopped.
   template <class Work>
-  void post(Work work) {
-    if (!stopped()) asio::post(*strand_, std::move(work));
+  bool post(Work work) {
+    if (stopped()) return false;
+    asio::post(*strand_, std::move(work));
+    return true;
   }
 
   /// Starts a coroutine of our own on the strand. It must handle its failures.
@@ -186,7 +188,8 @@ asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
   if (on->stopped()) throw error(errc::client_closed);
   auto begin = [&on, &start](std::unique_ptr<rpc::receiver<outcome<T>>> receiver) {
     auto post = [weak = std::weak_ptr<runtime>(on)](std::function<void()> work) {
-      if (const auto strong = weak.lock()) strong->post(std::move(work));
+      const auto strong = weak.lock();
+      return strong && strong->post(std::move(work));
     };
     auto waiting = std::make_shared<waiter<T>>(std::move(receiver), std::move(post));
     if (!waiting->attach()) return;

@@ -4,6 +4,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <variant>
 
@@ -18,13 +19,15 @@ template <class T>
 using outcome = std::variant<T, std::exception_ptr>;
 
 /// A coroutine, on whatever executor, that waits for something which happens on a strand. All members but the
-/// cancellation are for that strand; the coroutine is resumed by a post to its own executor.
+/// cancellation are for that strand; the coroutine is resumed by a post to its own executor. That executor's context
+/// may be destroyed meanwhile, on a thread of its own: the coroutine is dropped then, and the strand told.
 template <class T>
 class waiter final : public rpc::context_member,
                      public rpc::cancellable,
                      public std::enable_shared_from_this<waiter<T>> {
  public:
-  using strand_post = std::function<void(std::function<void()>)>;
+  /// False when the strand runs nothing any more.
+  using strand_post = std::function<bool(std::function<void()>)>;
 
   waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, strand_post post)
       : service_(rpc::context_service::of(receiver->executor())),
@@ -42,14 +45,21 @@ class waiter final : public rpc::context_member,
     return attached_;
   }
 
-  [[nodiscard]] bool waiting() const noexcept { return receiver_ != nullptr; }
+  [[nodiscard]] bool waiting() const noexcept {
+    const std::lock_guard lock{mutex_};
+    return receiver_ != nullptr;
+  }
 
-  /// Runs on the strand when the coroutine is cancelled, before it is resumed: take the waiter out of whatever
-  /// list it stands in.
-  void on_cancel(std::function<void()> forget) { forget_ = std::move(forget); }
+  /// Runs on the strand when the coroutine is cancelled, before it is resumed, or dropped: take the waiter out of
+  /// whatever list it stands in.
+  void on_cancel(std::function<void()> forget) {
+    if (waiting()) forget_ = std::move(forget);
+  }
 
   /// Runs on the strand when the wait ends, however it does.
-  void on_end(std::function<void()> end) { end_ = std::move(end); }
+  void on_end(std::function<void()> end) {
+    if (waiting()) end_ = std::move(end);
+  }
 
   /// Ends the wait; false if it had ended before.
   bool complete(T value) { return finish(outcome<T>{std::in_place_index<0>, std::move(value)}); }
@@ -58,16 +68,24 @@ class waiter final : public rpc::context_member,
 
  private:
   bool finish(outcome<T> value) {
-    if (!receiver_) return false;
+    std::unique_ptr<rpc::receiver<outcome<T>>> receiver;
+    {
+      const std::lock_guard lock{mutex_};
+      if (!receiver_ || !service_.try_begin_handoff(*this)) return false;
+      attached_ = false;
+      receiver = std::move(receiver_);
+    }
+    {
+      auto executor = receiver->executor();
+      // The waiter must outlive the cancellation slot that points to it.
+      asio::post(executor, [self = this->shared_from_this(), receiver = std::move(receiver),
+                            value = std::move(value)]() mutable {
+        rpc::receiver<outcome<T>>::complete(std::move(receiver), std::move(value));
+      });
+    }
+    service_.end_handoff();
     forget_ = nullptr;
     if (const auto end = std::exchange(end_, nullptr)) end();
-    detach();
-    // The waiter must outlive the cancellation slot that points to it.
-    auto executor = receiver_->executor();
-    asio::post(executor, [self = this->shared_from_this(), receiver = std::move(receiver_),
-                          value = std::move(value)]() mutable {
-      rpc::receiver<outcome<T>>::complete(std::move(receiver), std::move(value));
-    });
     return true;
   }
 
@@ -83,23 +101,35 @@ class waiter final : public rpc::context_member,
   }
 
   void on_context_shutdown() noexcept override {
-    attached_ = false;
     const auto self = this->shared_from_this();
+    std::unique_ptr<rpc::receiver<outcome<T>>> dropped;
+    {
+      const std::lock_guard lock{mutex_};
+      attached_ = false;
+      dropped = std::move(receiver_);
+    }
+    dropped.reset();  // destroys the suspended coroutine
+    try {
+      if (post_([self] { self->abandon(); })) return;
+    } catch (...) {  // out of memory: the client's end cleans up
+      return;
+    }
     forget_ = nullptr;
     end_ = nullptr;
-    receiver_.reset();  // destroys the suspended coroutine
   }
 
-  void detach() {
-    if (std::exchange(attached_, false)) service_.remove(*this);
+  void abandon() {
+    if (const auto forget = std::exchange(forget_, nullptr)) forget();
+    if (const auto end = std::exchange(end_, nullptr)) end();
   }
 
   rpc::context_service& service_;
+  mutable std::mutex mutex_;  ///< Guards the two below.
   std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
+  bool attached_ = false;
   strand_post post_;
   std::function<void()> forget_;
   std::function<void()> end_;
-  bool attached_ = false;
 };
 
 }  // namespace conclave::detail::engine

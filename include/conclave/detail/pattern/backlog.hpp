@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <deque>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,8 +30,14 @@ class backlog final : public engine::watch_listener,
                       public engine::lingering,
                       public std::enable_shared_from_this<backlog> {
  public:
-  /// Completes with at least one value, or none for one that does not wait.
-  using waiter = std::shared_ptr<engine::waiter<std::vector<std::string>>>;
+  /// An item that was claimed.
+  struct claimed {
+    std::string key;
+    std::string value;
+  };
+
+  /// Completes with at least one item, or none for one that does not wait.
+  using waiter = std::shared_ptr<engine::waiter<std::vector<claimed>>>;
 
   backlog(const client::client_state& of, backlog_grammar grammar)
       : runtime_(of.runtime()), hub_(of.hub()), lingering_(of.lingering()), machine_(std::move(grammar)) {}
@@ -51,7 +58,14 @@ class backlog final : public engine::watch_listener,
   }
 
   /// Takes up to `most` items that are there, or nothing.
-  void try_take(const waiter& who, std::size_t most) { add({who, most, listings_}); }
+  void try_take(const waiter& who, std::size_t most) { add({who, most, listings_begun_}); }
+
+  /// Items that a consumer got at the very moment at which it was cancelled: they go to the next one.
+  void give_back(std::vector<claimed> items) {
+    spare_.insert(spare_.begin(), std::make_move_iterator(items.begin()), std::make_move_iterator(items.end()));
+    pump();
+    rest();
+  }
 
   /// This client wrote an item at `at`: what is taken from now on takes it into account.
   void wrote(revision at) { written_ = std::max(written_, at); }
@@ -61,13 +75,13 @@ class backlog final : public engine::watch_listener,
   void on_forgotten() override {
     if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
     watching_ = false;
-    machine_.begin();
+    machine_.forget();
     put_back();
   }
 
   void on_created() override {
     watching_ = true;
-    machine_.begin();
+    machine_.forget();  // there may have been a gap, also since a listing that is being read
     pump();
   }
 
@@ -86,14 +100,11 @@ class backlog final : public engine::watch_listener,
   struct consumer {
     waiter who;
     std::size_t most = 1;
-    /// Set for one that does not wait: how many listings there had been when it came. It is told "nothing" only
+    /// Set for one that does not wait: how many listings had been begun when it came. It is told "nothing" only
     /// by a later one.
     std::optional<std::uint64_t> listings_before;
-  };
 
-  struct unclaimed {
-    std::string key;
-    std::string value;
+    [[nodiscard]] bool waits() const noexcept { return !listings_before.has_value(); }
   };
 
   /// Claims in one transaction. etcd takes 128 operations a level, and a nested one has what is left of them.
@@ -130,24 +141,27 @@ class backlog final : public engine::watch_listener,
         if (self->consumers_.empty()) self->put_back();
       });
     }
-    lingering_->idle(shared_from_this());
+    if (const auto list = lingering_.lock())
+      list->idle(shared_from_this());
+    else
+      on_forgotten();
   }
 
   void pump() {
     hand_out();
-    if (pumping_ || consumers_.empty() || !watching_) return;
+    if (pumping_ || !served()) return;
     pumping_ = true;
     runtime_->spawn(run(shared_from_this()));
   }
 
   static asio::awaitable<void> run(std::shared_ptr<backlog> self) {
     engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
-    while (!self->consumers_.empty() && self->watching_) {
+    while (self->served()) {
       bool failed = false;
       try {
         if (self->must_list())
           co_await list(self);
-        else if (self->machine_.empty() || self->machine_.applied() < self->written_)
+        else if (self->must_wait())
           break;  // the next event goes on
         else
           co_await claim(self);
@@ -168,24 +182,35 @@ class backlog final : public engine::watch_listener,
 
   /// Something may have come while the last round ended.
   void pump_on() {
-    if (consumers_.empty() || !watching_) return;
-    if (!must_list() && (machine_.empty() || machine_.applied() < written_)) return;
-    pump();
+    if (served() && (must_list() || !must_wait())) pump();
+  }
+
+  [[nodiscard]] bool any_that_does_not_wait() const {
+    return std::any_of(consumers_.begin(), consumers_.end(), [](const consumer& each) { return !each.waits(); });
+  }
+
+  /// Those that wait need the watch. The others must not: there may be no server to be watched for a long time. A
+  /// listing serves them as well; what it says may be old when they claim, and the claims are guarded.
+  [[nodiscard]] bool served() const { return !consumers_.empty() && (watching_ || any_that_does_not_wait()); }
+
+  /// An event of our own is under way that may go before all the others.
+  [[nodiscard]] bool behind() const {
+    return machine_.grammar().sorted() == backlog_grammar::order::by_key && machine_.applied() < written_;
   }
 
   [[nodiscard]] bool must_list() const {
     if (!machine_.live()) return true;
-    if (!machine_.empty()) return false;
-    if (!machine_.complete()) return true;
-    return std::any_of(consumers_.begin(), consumers_.end(), [this](const consumer& each) {
-      return each.listings_before && *each.listings_before == listings_;
-    });
+    if (machine_.empty()) return !machine_.complete() || any_that_does_not_wait();
+    return behind() && any_that_does_not_wait();
   }
+
+  /// Given that there is no reason to list.
+  [[nodiscard]] bool must_wait() const { return machine_.empty() || behind(); }
 
   static asio::awaitable<void> list(std::shared_ptr<backlog> self) {
     self->machine_.begin();
     const bool by_commit = self->machine_.grammar().sorted() == backlog_grammar::order::by_commit;
-    const auto started_with = self->listings_ + 1;
+    const auto number = ++self->listings_begun_;
     const range_response found = co_await engine::call(
         self->runtime_,
         range_prefix(self->machine_.grammar().prefix(),
@@ -193,49 +218,53 @@ class backlog final : public engine::watch_listener,
                       .order = sort_order::ascend,
                       .target = by_commit ? sort_target::mod : sort_target::key,
                       .keys_only = true}));
-    self->listings_ = started_with;
-    const bool only_foreign = std::none_of(found.kvs.begin(), found.kvs.end(), [&](const key_value& each) {
-      return self->machine_.grammar().is_item(each.key);
+    // A page without an item that is sure to be among the first hides what is behind it: read on. (The server's
+    // order within a revision is arbitrary, so that the last one's items do not count.)
+    const auto last = by_commit && found.more && !found.kvs.empty() ? found.kvs.back().mod_revision : 0;
+    const bool hidden = std::none_of(found.kvs.begin(), found.kvs.end(), [&](const key_value& each) {
+      return self->machine_.grammar().is_item(each.key) && each.mod_revision != last;
     });
-    if (found.more && only_foreign) {
-      // A page of keys that are not ours hides what is behind it: read on until there is an item.
-      co_await list_beyond(self, found);
+    if (found.more && hidden) {
+      co_await list_beyond(self, number, found.header.revision);
       co_return;
     }
-    self->machine_.snapshot(found.kvs, found.more, found.header.revision);
-    self->tell_empty();
+    if (self->machine_.snapshot(found.kvs, found.more, found.header.revision)) self->tell_empty(number);
   }
 
-  static asio::awaitable<void> list_beyond(std::shared_ptr<backlog> self, range_response first) {
+  static asio::awaitable<void> list_beyond(std::shared_ptr<backlog> self, std::uint64_t number, revision at) {
     const auto& grammar = self->machine_.grammar();
     const auto end = prefix_end(grammar.prefix());
     std::vector<key_value> items;
+    std::size_t foreign = 0;
     std::string from = grammar.prefix();
     bool more = true;
     while (more) {
       range_response page = co_await engine::call(
           self->runtime_,
-          range_interval(from, end, {.limit = 5000, .revision = first.header.revision, .keys_only = true}));
+          range_interval(from, end, {.limit = 5000, .revision = at, .keys_only = true}));
       more = page.more && !page.kvs.empty();
       if (more) {
         from = page.kvs.back().key;
         from += '\0';
       }
-      for (auto& each : page.kvs)
-        if (grammar.is_item(each.key)) items.push_back(std::move(each));
+      for (auto& each : page.kvs) {
+        if (grammar.is_item(each.key))
+          items.push_back(std::move(each));
+        else
+          ++foreign;
+      }
     }
     if (grammar.sorted() == backlog_grammar::order::by_commit)
       std::sort(items.begin(), items.end(),
                 [](const key_value& a, const key_value& b) { return a.mod_revision < b.mod_revision; });
-    self->machine_.snapshot(std::move(items), false, first.header.revision);
-    self->tell_empty();
+    if (self->machine_.snapshot(std::move(items), false, at, foreign)) self->tell_empty(number);
   }
 
-  /// Those that do not wait, and came before the last listing, which found nothing.
-  void tell_empty() {
-    if (!machine_.live() || !machine_.empty() || !machine_.complete() || !spare_.empty()) return;
+  /// Those that do not wait, and came before listing `number` was begun, which found nothing.
+  void tell_empty(std::uint64_t number) {
+    if (!machine_.empty() || !machine_.complete() || !spare_.empty()) return;
     for (auto each = consumers_.begin(); each != consumers_.end();) {
-      if (each->listings_before && *each->listings_before < listings_) {
+      if (!each->waits() && *each->listings_before < number) {
         const auto who = each->who;
         each = consumers_.erase(each);
         who->complete({});
@@ -271,7 +300,7 @@ class backlog final : public engine::watch_listener,
     txn_response answer = co_await engine::call(self->runtime_, std::move(request));
     self->claiming_ = 0;
     if (!answer.succeeded) {
-      self->machine_.begin();  // list again
+      self->machine_.forget();  // list again
       co_return;
     }
     for (std::size_t i = 0; i < items.size(); ++i) {
@@ -294,21 +323,18 @@ class backlog final : public engine::watch_listener,
     while (!spare_.empty() && !consumers_.empty()) {
       const auto first = std::move(consumers_.front());
       consumers_.pop_front();
-      std::vector<std::string> values;
-      const auto count = std::min(first.most, spare_.size());
-      for (std::size_t i = 0; i < count; ++i) values.push_back(spare_[i].value);
-      if (first.who->complete(std::move(values)))
-        spare_.erase(spare_.begin(), spare_.begin() + static_cast<std::ptrdiff_t>(count));
+      const auto end = spare_.begin() + static_cast<std::ptrdiff_t>(std::min(first.most, spare_.size()));
+      if (first.who->complete({spare_.begin(), end})) spare_.erase(spare_.begin(), end);
     }
   }
 
   void on_error(const error& e) {
     const auto code = static_cast<errc>(e.code().value());
-    const auto claimed = std::exchange(claiming_, 0);
-    machine_.begin();
+    const auto asked_for = std::exchange(claiming_, 0);
+    machine_.forget();
     if (code == errc::outcome_unknown) {
       // As many items as were asked for may be gone: whoever would have got them has to know.
-      std::size_t left = claimed;
+      std::size_t left = asked_for;
       while (left > 0 && !consumers_.empty()) {
         const auto first = std::move(consumers_.front());
         consumers_.pop_front();
@@ -317,12 +343,13 @@ class backlog final : public engine::watch_listener,
       }
       return;
     }
-    if (!rpc::worth_retrying(code)) {
+    // Compacted: while a listing of many pages was being read.
+    if (!rpc::worth_retrying(code) && code != errc::compacted) {
       fail_all(std::make_exception_ptr(e));
       return;
     }
     for (auto each = consumers_.begin(); each != consumers_.end();) {
-      if (each->listings_before) {
+      if (!each->waits() && code != errc::compacted) {
         const auto who = each->who;
         each = consumers_.erase(each);
         who->fail(std::make_exception_ptr(e));
@@ -339,28 +366,41 @@ class backlog final : public engine::watch_listener,
   void watch_failed(const std::exception_ptr& why) {
     watch_ = 0;
     watching_ = false;
-    machine_.begin();
+    machine_.forget();
     fail_all(why);
   }
 
   /// Items that were claimed for a consumer which has left go back under their keys.
   void put_back() {
     if (spare_.empty()) return;
-    std::vector<unclaimed> items(std::make_move_iterator(spare_.begin()), std::make_move_iterator(spare_.end()));
+    std::vector<claimed> items(std::make_move_iterator(spare_.begin()), std::make_move_iterator(spare_.end()));
     spare_.clear();
-    runtime_->spawn(put_back_all(runtime_, std::move(items)));
+    runtime_->spawn(put_back_all(runtime_, machine_.grammar().sorted(), std::move(items)));
   }
 
-  static asio::awaitable<void> put_back_all(std::shared_ptr<engine::runtime> on, std::vector<unclaimed> items) {
+  /// Puts an item back under its key, which is free. A priority's own key is touched as by any producer: another
+  /// one that has read the last number would write over this item otherwise (Go's does not look).
+  static txn put_request_for(const claimed& each, backlog_grammar::order sorted) {
+    txn request;
+    request.when(create_revision(each.key) == 0).then(put(each.key, each.value));
+    if (sorted == backlog_grammar::order::by_key) {
+      request.then(put("__" + each.key.substr(0, each.key.rfind('/')), ""));
+    }
+    return request;
+  }
+
+  static asio::awaitable<void> put_back_all(std::shared_ptr<engine::runtime> on, backlog_grammar::order sorted,
+                                            std::vector<claimed> items) {
     for (auto& each : items) {
       engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
       const auto give_up = on->now() + std::chrono::seconds{30};
       while (on->now() < give_up) {
         try {
-          txn request;
-          request.when(create_revision(each.key) == 0).then(put(each.key, each.value));
-          (void)co_await engine::call(on, std::move(request));
-          break;
+          const txn_response answer = co_await engine::call(on, put_request_for(each, sorted));
+          if (answer.succeeded) break;
+          // A producer has given the number anew, to a later item. The place behind that is free.
+          each.key += '0';
+          continue;
         } catch (const error& e) {
           // After a lost answer the item may be there, or taken already: putting it twice would deliver it twice.
           if (e.code() == errc::outcome_unknown) break;
@@ -372,16 +412,16 @@ class backlog final : public engine::watch_listener,
 
   std::shared_ptr<engine::runtime> runtime_;
   std::shared_ptr<engine::watch_hub> hub_;
-  std::shared_ptr<engine::linger_list> lingering_;
+  std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
   backlog_machine machine_;
   std::deque<consumer> consumers_;
-  std::deque<unclaimed> spare_;  ///< Claimed, and not handed out yet.
+  std::deque<claimed> spare_;  ///< Claimed, and not handed out yet.
   std::optional<engine::runtime::timer_id> put_back_timer_;
   engine::watch_hub::handle watch_ = 0;
   bool watching_ = false;
   bool pumping_ = false;
   std::size_t claiming_ = 0;
-  std::uint64_t listings_ = 0;
+  std::uint64_t listings_begun_ = 0;
   revision written_ = 0;
 };
 

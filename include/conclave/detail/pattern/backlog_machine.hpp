@@ -66,17 +66,27 @@ class backlog_machine {
   [[nodiscard]] const backlog_grammar& grammar() const noexcept { return grammar_; }
   [[nodiscard]] std::size_t most_items() const noexcept { return most_items_; }
 
-  /// A listing is about to be read, or what was known may have changed unseen.
+  /// A listing is about to be read: what happens from now on is kept until it is there.
   void begin() {
+    forget();
+    listing_ = true;
+  }
+
+  /// What was known may have changed unseen. A listing that is being read may be from before that: it is worthless.
+  void forget() {
     live_ = false;
+    listing_ = false;
     early_.clear();
   }
 
   /// The first keys below the prefix, in the queue's order, at revision `at`, read after `begin`; `more` if there
-  /// are others behind them.
-  void snapshot(std::vector<key_value> keys, bool more, revision at) {
+  /// are others behind them; `foreign` that were no items have been left out. False, and nothing is known, if the
+  /// listing became worthless meanwhile.
+  bool snapshot(std::vector<key_value> keys, bool more, revision at, std::size_t foreign = 0) {
+    if (!listing_) return false;
+    listing_ = false;
     clear();
-    foreign_ = 0;
+    foreign_ = foreign;
     complete_ = !more;
     // The server's order within one revision is arbitrary: a page that ends within one must not split it.
     if (more && grammar_.sorted() == backlog_grammar::order::by_commit && !keys.empty() &&
@@ -94,13 +104,14 @@ class backlog_machine {
     last_event_ = 0;
     live_ = true;
     for (auto& each : std::exchange(early_, {})) apply(std::move(each));
+    return true;
   }
 
   void events(std::vector<event> batch) {
     for (auto& each : batch) {
       if (live_)
         apply(std::move(each));
-      else
+      else if (listing_)
         early_.push_back(std::move(each));
     }
   }
@@ -192,6 +203,7 @@ class backlog_machine {
   revision last_event_ = 0;
   bool complete_ = false;
   bool live_ = false;
+  bool listing_ = false;
 };
 
 }  // namespace conclave::detail::pattern

@@ -72,7 +72,9 @@ class line_member final : public client::lease_part,
           return std::make_shared<line_view>(*of->client(), grammar_);
         })) {}
 
-  ~line_member() override { view_->detach(key_, this); }
+  /// A guard of the user's may be the last to go, on any thread: by then the strand has detached this, unless the
+  /// strand is no more.
+  ~line_member() override { detach(); }
 
   /// Stands in line until admitted.
   void enter(const waiter& who) {
@@ -127,7 +129,7 @@ class line_member final : public client::lease_part,
     phase_ = phase::ended;
     if (const auto last = std::exchange(hold_, nullptr)) last->end(make_error_code(why));
     for (auto& each : std::exchange(queue_, {})) each.who->fail(why);
-    view_->detach(key_, this);
+    detach();
   }
 
   void on_view_change() override {
@@ -172,6 +174,7 @@ class line_member final : public client::lease_part,
   void join() {
     phase_ = phase::joining;
     view_->attach(key_, this);
+    attached_ = true;
     runtime_->spawn(join_line(shared_from_this(), queue_.front().only_try));
   }
 
@@ -213,13 +216,13 @@ class line_member final : public client::lease_part,
             co_return;
           }
           const auto& found = answer.at(0).range();
-          bool somebody = found.more;
+          bool somebody = false;
           for (const auto& each : found.kvs) somebody = somebody || self->grammar_.is_participant(each.key);
           if (somebody) {
             self->on_refused();
             co_return;
           }
-          // Only foreign keys: stand in line and see who is first.
+          // Only foreign keys, as far as was looked: stand in line and see who is first.
           ask_only = false;
         }
         const txn_response answer = co_await engine::call(self->runtime_, self->join_request());
@@ -242,7 +245,13 @@ class line_member final : public client::lease_part,
           if (const auto lease = self->lease_.lock()) lease->mark_lost();
           co_return;
         }
-        if (!rpc::worth_retrying(static_cast<errc>(e.code().value())) || only_try) failed = std::current_exception();
+        if (!rpc::worth_retrying(static_cast<errc>(e.code().value()))) {
+          failed = std::current_exception();
+        } else if (only_try) {
+          // Whoever has come to wait behind it goes on.
+          only_try = ask_only = false;
+          self->fail_try(std::current_exception());
+        }
       } catch (const std::exception&) {  // an answer of another shape
         failed = std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn"));
       }
@@ -254,6 +263,10 @@ class line_member final : public client::lease_part,
       }
       co_await engine::sleep_for(self->runtime_, pause.next());
     }
+  }
+
+  void detach() {
+    if (std::exchange(attached_, false)) view_->detach(key_, this);
   }
 
   void on_joined(joined result) {
@@ -384,7 +397,7 @@ class line_member final : public client::lease_part,
       return;
     }
     if (may_linger_) return;  // the view must be able to tell of a late put
-    view_->detach(key_, this);
+    detach();
     if (const auto lease = lease_.lock()) lease->drop_part(part_name_);
   }
 
@@ -393,6 +406,13 @@ class line_member final : public client::lease_part,
     token_ = 0;
     may_linger_ = false;
     leave(std::nullopt, nullptr);
+  }
+
+  void fail_try(const std::exception_ptr& why) {
+    if (queue_.empty() || !queue_.front().only_try) return;
+    auto first = std::move(queue_.front());
+    queue_.pop_front();
+    first.who->fail(why);
   }
 
   void fail_all(const std::exception_ptr& why) {
@@ -411,6 +431,7 @@ class line_member final : public client::lease_part,
   revision token_ = 0;
   std::shared_ptr<hold> hold_;
   bool may_linger_ = false;
+  bool attached_ = false;
 };
 
 }  // namespace conclave::detail::pattern

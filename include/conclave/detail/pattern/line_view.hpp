@@ -72,7 +72,11 @@ class line_view final : public engine::watch_listener,
     const auto found = members_.find(key);
     if (found == members_.end() || found->second != who) return;
     members_.erase(found);
-    if (members_.empty()) lingering_->idle(shared_from_this());
+    if (!members_.empty()) return;
+    if (const auto list = lingering_.lock())
+      list->idle(shared_from_this());
+    else
+      on_forgotten();
   }
 
   [[nodiscard]] bool in_use() const override { return !members_.empty(); }
@@ -138,7 +142,7 @@ class line_view final : public engine::watch_listener,
 
   std::shared_ptr<engine::runtime> runtime_;
   std::shared_ptr<engine::watch_hub> hub_;
-  std::shared_ptr<engine::linger_list> lingering_;
+  std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
   line_machine machine_;
   std::unordered_map<std::string, member*> members_;
   engine::watch_hub::handle watch_ = 0;

@@ -104,7 +104,8 @@ class priority_lane final : public engine::lingering, public std::enable_shared_
   [[nodiscard]] std::uint64_t number_of(std::string_view key) const {
     key.remove_prefix(items_.size());
     std::uint64_t out = 0;
-    for (const char c : key.substr(0, 18)) {
+    // Sixteen digits; an item that was put back behind another has more.
+    for (const char c : key.substr(0, 16)) {
       if (c < '0' || c > '9') break;
       out = out * 10 + static_cast<std::uint64_t>(c - '0');
     }

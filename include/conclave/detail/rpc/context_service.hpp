@@ -67,6 +67,14 @@ class context_service final : public asio::execution_context::service {
     unlink(member);
     ++handoffs_;
   }
+  /// The same for a member of the waiting list; false once the context is shutting down, which drops it.
+  [[nodiscard]] bool try_begin_handoff(context_member& member) noexcept {
+    std::lock_guard lock{mutex_};
+    if (stopped_) return false;
+    unlink(member);
+    ++handoffs_;
+    return true;
+  }
   void end_handoff() noexcept {
     std::lock_guard lock{mutex_};
     --handoffs_;
