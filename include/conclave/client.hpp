@@ -2,7 +2,7 @@
 #pragma once
 
 #include <chrono>
-#include <exception>
+#include <concepts>
 #include <memory>
 #include <optional>
 #include <string>
@@ -50,7 +50,8 @@ struct compare_and_put_result {
 /// Each operation is one round trip; each write is one raft proposal.
 ///
 /// The client runs on the executor given, on a strand of its own, and must be destroyed before, or together with,
-/// the executor's context; its destructor does not block.
+/// the executor's context; its destructor does not block. A context has work as long as a client lives on it: let the
+/// last copy go if `run()` is to return.
 class client {
  public:
   /// Prepares connections; opens them behind itself, so that no server need be up yet.

@@ -45,7 +45,8 @@ struct lock_line {
 /// neither excludes itself for ever nor enters twice.
 ///
 /// A waiting lock costs a coroutine and no thread. A hand-over costs one watch event; all waiters of a client share
-/// one watch for each name. A mutex object is for one coroutine at a time; make as many as needed.
+/// one watch for each name. (Mind, when racing a wait by Asio's `||`: that waits for the first that *succeeds*, so a
+/// wait that fails with its session does not end the race.) A mutex object is for one coroutine at a time; make as many as needed.
 class mutex {
  public:
   /// \throws error (`invalid_argument`) if the name is empty.

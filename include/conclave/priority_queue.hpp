@@ -31,8 +31,9 @@ class priority_queue : public basic_queue {
 
   /// Adds an item; smaller priorities are taken first. Completes with its revision. One round trip and one proposal
   /// for all that this client has gathered for a priority meanwhile; a round trip more for the first, and after
-  /// another process has enqueued with the same priority. Errors: `request_too_large`, `no_space`,
-  /// `outcome_unknown` when the answer got lost. Cancellation: the item may have been written.
+  /// another process has enqueued with the same priority. Errors: `request_too_large`, `no_space`
+  /// (etcd may refuse so what it has just written), `outcome_unknown` when the answer got lost. Cancellation: the item
+  /// may have been written.
   asio::awaitable<revision> enqueue(std::string value, std::uint16_t priority) const {
     return add(state(), keys(), name(), std::move(value), priority);
   }

@@ -72,7 +72,8 @@ class queue : public basic_queue {
         if (!answer.succeeded) continue;  // another producer had the same nanosecond: take new names
         last = answer.header.revision;
       } catch (const error& e) {
-        unknown = e.code() == errc::outcome_unknown;
+        // etcd also looks at its space after it has written, and then refuses what it has done.
+        unknown = e.code() == errc::outcome_unknown || e.code() == errc::no_space;
         failed = std::current_exception();
         if (begin > 0)
           failed = std::make_exception_ptr(

@@ -32,7 +32,7 @@ struct etcd_server_options {
 ///
 /// ```
 /// conclave::testing::etcd_server server;          // returns when etcd answers
-/// conclave::client client{executor, {.endpoints = {server.endpoint()}}};
+/// conclave::client client{io_context, server.endpoint()};
 /// server.pause();                                 // a frozen server: connections stay open, nothing answers
 /// server.resume();
 /// server.kill();                                  // power cut

@@ -394,16 +394,19 @@ class backlog final : public engine::watch_listener,
     for (auto& each : items) {
       engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
       const auto give_up = on->now() + std::chrono::seconds{30};
+      bool refused = false;
       while (on->now() < give_up) {
         try {
           const txn_response answer = co_await engine::call(on, put_request_for(each, sorted));
-          if (answer.succeeded) break;
+          if (answer.succeeded || refused) break;
           // A producer has given the number anew, to a later item. The place behind that is free.
           each.key += '0';
           continue;
         } catch (const error& e) {
           // After a lost answer the item may be there, or taken already: putting it twice would deliver it twice.
           if (e.code() == errc::outcome_unknown) break;
+          // A full store may refuse what it has just written: a key that is there now is ours.
+          refused = refused || e.code() == errc::no_space;
         }
         co_await engine::sleep_for(on, pause.next());
       }

@@ -77,7 +77,7 @@ class priority_lane final : public engine::lingering, public std::enable_shared_
       if (!conflict) self->conflicts_ = 0;
     }
     self->writing_ = false;
-    self->lingering_->idle(self);
+    if (const auto list = self->lingering_.lock()) list->idle(self);
   }
 
   [[nodiscard]] range_request last_item() const {
@@ -170,7 +170,7 @@ class priority_lane final : public engine::lingering, public std::enable_shared_
   }
 
   std::shared_ptr<engine::runtime> runtime_;
-  std::shared_ptr<engine::linger_list> lingering_;
+  std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
   std::string base_;
   std::string items_;
   std::deque<item> pending_;
