@@ -60,7 +60,8 @@
 #error "conclave needs Asio 1.22.1 or newer"
 #endif
 #if !defined(ASIO_HAS_CO_AWAIT)
-#error "this Asio has no coroutines: compile as C++20, and with clang define ASIO_HAS_CO_AWAIT=1 for the whole program"
+#error \
+    "this Asio has no coroutines: compile as C++20, and with clang define ASIO_HAS_CO_AWAIT=1 for the whole program"
 #endif
 
 #endif

@@ -21,32 +21,34 @@
 
 namespace conclave {
 
-/// What both kinds of queue offer to consumers. Values are bytes. A cheap handle: copies share the queue and may be
-/// used from any coroutine and any thread at a time; make as many as needed.
+/// What both kinds of queue offer to consumers. Values are bytes. A cheap handle: copies share the queue and
+/// may be used from any coroutine and any thread at a time; make as many as needed.
 ///
-/// All consumers of a client share one watch, and those that wait are served by one transaction at a time, which
-/// claims as many items as there are consumers: an idle consumer costs a coroutine and nothing else.
+/// All consumers of a client share one watch, and those that wait are served by one transaction at a time,
+/// which claims as many items as there are consumers: an idle consumer costs a coroutine and nothing else.
 ///
-/// Delivery is at most once: an item is deleted by the claim that delivers it. What a consumer got and then lost in
-/// a crash is gone. An item that was claimed for a consumer which is cancelled at that moment is not: it goes to the
-/// client's next consumer, and if none comes within half a second, back into the store (in a `queue` at the end;
-/// tried for 30 s, also behind a client that is destroyed).
-/// That holds for the loser of Asio's `||` too; `dequeue_for` has the timer built in.
+/// Delivery is at most once: an item is deleted by the claim that delivers it. What a consumer got and then
+/// lost in a crash is gone. An item that was claimed for a consumer which is cancelled at that moment is not:
+/// it goes to the client's next consumer, and if none comes within half a second, back into the store (in a
+/// `queue` at the end; tried for 30 s, also behind a client that is destroyed). That holds for the loser of
+/// Asio's `||` too; `dequeue_for` has the timer built in.
 ///
-/// Errors of all operations: those of the client. In particular `outcome_unknown` from taking an item: the answer
-/// to a claim got lost, and the item it was for may be gone. A wait goes on while no server can be reached.
+/// Errors of all operations: those of the client. In particular `outcome_unknown` from taking an item: the
+/// answer to a claim got lost, and the item it was for may be gone. A wait goes on while no server can be
+/// reached.
 class basic_queue {
- public:
+public:
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
-  /// Waits for an item and takes the first. Completes when there is one and no other consumer was faster; survives
-  /// server restarts, reconnects and compactions. Idle: one event and one round trip from enqueue to delivery; one
-  /// proposal for up to 64 local consumers together. Cancellation throws `cancelled` promptly and loses no item.
+  /// Waits for an item and takes the first. Completes when there is one and no other consumer was faster;
+  /// survives server restarts, reconnects and compactions. Idle: one event and one round trip from enqueue to
+  /// delivery; one proposal for up to 64 local consumers together. Cancellation throws `cancelled` promptly
+  /// and loses no item.
   asio::awaitable<std::string> dequeue() const { return one(state_, grammar_); }
 
-  /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One round
-  /// trip, two or three for a client's first, and more while other consumers are faster; one proposal if an item was
-  /// there. Does not wait for a server: `unavailable` or `timed_out`.
+  /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
+  /// round trip, two or three for a client's first, and more while other consumers are faster; one proposal
+  /// if an item was there. Does not wait for a server: `unavailable` or `timed_out`.
   asio::awaitable<std::optional<std::string>> try_dequeue() const {
     auto how = [](backlog& at, const waiter& who) { at.try_take(who, 1); };
     return maybe_one(state_, grammar_, how);
@@ -55,15 +57,13 @@ class basic_queue {
   /// Waits as `dequeue` does, at most for `time`; then gives nothing.
   asio::awaitable<std::optional<std::string>> dequeue_for(std::chrono::milliseconds time) const {
     constexpr std::chrono::milliseconds longest{std::chrono::hours{24 * 365}};
-    auto how = [deadline = state_->runtime()->now() + std::min(time, longest)](backlog& at, const waiter& who) {
-      at.take_until(who, 1, deadline);
-    };
+    auto how = [deadline = state_->runtime()->now() + std::min(time, longest)](
+                   backlog& at, const waiter& who) { at.take_until(who, 1, deadline); };
     return maybe_one(state_, grammar_, how);
   }
 
-  /// Waits until there is an item and takes the first ones, `most` at most (and at most 64), in their order, in one
-  /// transaction.
-  /// \throws error (`invalid_argument`) if `most` is zero.
+  /// Waits until there is an item and takes the first ones, `most` at most (and at most 64), in their order,
+  /// in one transaction. \throws error (`invalid_argument`) if `most` is zero.
   asio::awaitable<std::vector<std::string>> dequeue_up_to(std::size_t most) const {
     if (most == 0) throw error(errc::invalid_argument, "dequeue_up_to: the number is zero");
     auto how = [most](backlog& at, const waiter& who) { at.take(who, most); };
@@ -73,11 +73,11 @@ class basic_queue {
   /// How many items wait, at one revision. A round trip for every 5000.
   asio::awaitable<std::size_t> size() const { return count(state_->runtime(), grammar_); }
 
-  /// The first item, which stays where it is. Linearizable. One round trip; a second one for the first of several
-  /// that were put in one transaction.
+  /// The first item, which stays where it is. Linearizable. One round trip; a second one for the first of
+  /// several that were put in one transaction.
   asio::awaitable<std::optional<std::string>> peek() const { return look(state_->runtime(), grammar_); }
 
- protected:
+protected:
   using grammar = detail::pattern::backlog_grammar;
   using client_state = detail::client::client_state;
 
@@ -101,7 +101,7 @@ class basic_queue {
     });
   }
 
- private:
+private:
   using backlog = detail::pattern::backlog;
   using waiter = backlog::waiter;
 
@@ -110,7 +110,8 @@ class basic_queue {
   }
 
   template <class How>
-  static asio::awaitable<std::vector<std::string>> some(std::shared_ptr<client_state> state, grammar keys, How how) {
+  static asio::awaitable<std::vector<std::string>> some(std::shared_ptr<client_state> state, grammar keys,
+                                                        How how) {
     auto start = [state, keys, how](const waiter& who) {
       const auto at =
           state->shared<backlog>(shared_name(keys), [&] { return std::make_shared<backlog>(*state, keys); });
@@ -136,8 +137,8 @@ class basic_queue {
   }
 
   template <class How>
-  static asio::awaitable<std::optional<std::string>> maybe_one(std::shared_ptr<client_state> state, grammar keys,
-                                                               How how) {
+  static asio::awaitable<std::optional<std::string>> maybe_one(std::shared_ptr<client_state> state,
+                                                               grammar keys, How how) {
     std::vector<std::string> values = co_await some(std::move(state), std::move(keys), how);
     std::optional<std::string> out;
     if (!values.empty()) out = std::move(values.front());
@@ -156,7 +157,8 @@ class basic_queue {
         found.kvs.begin(), found.kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); }));
   }
 
-  static asio::awaitable<std::optional<std::string>> look(std::shared_ptr<detail::engine::runtime> on, grammar keys) {
+  static asio::awaitable<std::optional<std::string>> look(std::shared_ptr<detail::engine::runtime> on,
+                                                          grammar keys) {
     const bool by_commit = keys.sorted() == grammar::order::by_commit;
     // Keys that are no items may stand before the first one.
     for (std::int64_t limit = by_commit ? 2 : 1;; limit *= 16) {
@@ -165,14 +167,15 @@ class basic_queue {
                                            .order = sort_order::ascend,
                                            .target = by_commit ? sort_target::mod : sort_target::key}));
       auto& kvs = found.kvs;
-      auto first = std::find_if(kvs.begin(), kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); });
+      auto first =
+          std::find_if(kvs.begin(), kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); });
       if (first == kvs.end()) {
         if (!found.more) co_return std::nullopt;
         continue;
       }
       if (by_commit) {
-        // Items of one transaction share a revision; their keys are in order, but the server's answer is not, and
-        // may end among them.
+        // Items of one transaction share a revision; their keys are in order, but the server's answer is not,
+        // and may end among them.
         const auto at = first->mod_revision;
         if (found.more && kvs.back().mod_revision == at) {
           found = co_await detail::engine::call(

@@ -39,21 +39,21 @@ struct compare_and_put_result {
   std::optional<key_value> current;
 };
 
-/// An etcd cluster. A cheap handle: copies share connections, watches and lease keeping, and may be used from any
-/// coroutine and any thread at a time.
+/// An etcd cluster. A cheap handle: copies share connections, watches and lease keeping, and may be used from
+/// any coroutine and any thread at a time.
 ///
 /// Every operation is an awaitable that completes on the executor of the coroutine which awaits it, throws
-/// `conclave::error`, and is bounded by `client_options::request_timeout`. Common to all: `unavailable` (no server
-/// within the connect timeout; certainly not applied), `timed_out` (a read without an answer), `outcome_unknown`
-/// (a write whose answer got lost; it may have been applied), `permission_denied`, `malformed_response`.
-/// Cancelling an operation cancels its call and throws `cancelled` promptly; a write may have been applied then.
-/// Each operation is one round trip; each write is one raft proposal.
+/// `conclave::error`, and is bounded by `client_options::request_timeout`. Common to all: `unavailable` (no
+/// server within the connect timeout; certainly not applied), `timed_out` (a read without an answer),
+/// `outcome_unknown` (a write whose answer got lost; it may have been applied), `permission_denied`,
+/// `malformed_response`. Cancelling an operation cancels its call and throws `cancelled` promptly; a write
+/// may have been applied then. Each operation is one round trip; each write is one raft proposal.
 ///
-/// The client runs on the executor given, on a strand of its own, and must be destroyed before, or together with,
-/// the executor's context; its destructor does not block. A context has work as long as a client lives on it: let the
-/// last copy go if `run()` is to return.
+/// The client runs on the executor given, on a strand of its own, and must be destroyed before, or together
+/// with, the executor's context; its destructor does not block. A context has work as long as a client lives
+/// on it: let the last copy go if `run()` is to return.
 class client {
- public:
+public:
   /// Prepares connections; opens them behind itself, so that no server need be up yet.
   /// \throws error (`invalid_argument`) naming the option that cannot be.
   explicit client(const asio::any_io_executor& executor, const client_options& options = {})
@@ -61,13 +61,13 @@ class client {
 
   /// The same from an execution context and a list of endpoints, for short programs.
   template <class Context>
-    requires std::convertible_to<Context&, asio::execution_context&>
-  client(Context& context, std::string_view endpoints)
+  requires std::convertible_to<Context&, asio::execution_context&> client(Context& context,
+                                                                          std::string_view endpoints)
       : client(asio::any_io_executor{context.get_executor()}, client_options{}.endpoints(endpoints)) {}
 
-  /// Reads a key or a range: `co_await c.range(conclave::range_prefix("config/", {.limit = 100}))`. Linearizable
-  /// unless `serializable` is set. Errors beside the common ones: `compacted`, `future_revision`,
-  /// `response_too_large`.
+  /// Reads a key or a range: `co_await c.range(conclave::range_prefix("config/", {.limit = 100}))`.
+  /// Linearizable unless `serializable` is set. Errors beside the common ones: `compacted`,
+  /// `future_revision`, `response_too_large`.
   asio::awaitable<range_response> range(range_request request) const { return call(std::move(request)); }
 
   /// Reads one key; nothing when it does not exist. Linearizable.
@@ -87,12 +87,13 @@ class client {
     return call(std::move(request));
   }
 
-  /// Applies a transaction; `succeeded` tells which branch. Its answers are typed, nested ones included. Errors
-  /// beside the common ones: `too_many_operations`, `duplicate_key`, `request_too_large`, `lease_not_found`,
-  /// `no_space`. A transaction that only reads is no proposal.
+  /// Applies a transaction; `succeeded` tells which branch. Its answers are typed, nested ones included.
+  /// Errors beside the common ones: `too_many_operations`, `duplicate_key`, `request_too_large`,
+  /// `lease_not_found`, `no_space`. A transaction that only reads is no proposal.
   asio::awaitable<txn_response> txn(conclave::txn request) const { return call(std::move(request)); }
 
-  /// Drops the history below revision `before`. Errors beside the common ones: `compacted`, `future_revision`.
+  /// Drops the history below revision `before`. Errors beside the common ones: `compacted`,
+  /// `future_revision`.
   asio::awaitable<compaction_response> compact(conclave::revision before, bool physical = false) const {
     compaction_request request;
     request.revision = before;
@@ -100,8 +101,8 @@ class client {
     return call(std::move(request));
   }
 
-  /// Grants a lease which nobody keeps alive; see `keep_lease`. An `id` of zero lets the server choose. Errors
-  /// beside the common ones: `lease_exists`, `invalid_argument` (the TTL).
+  /// Grants a lease which nobody keeps alive; see `keep_lease`. An `id` of zero lets the server choose.
+  /// Errors beside the common ones: `lease_exists`, `invalid_argument` (the TTL).
   asio::awaitable<lease_grant_response> lease_grant(std::chrono::seconds ttl, lease_id id = 0) const {
     lease_grant_request request;
     request.ttl = ttl.count();
@@ -130,9 +131,9 @@ class client {
   /// How the server is that answers.
   asio::awaitable<status_response> status() const { return call(status_request{}); }
 
-  /// Watches one key; `watch_prefix` every key that starts with `prefix`; `watch_interval` those in [begin, end).
-  /// Completes when it is certain that every change from `start_revision` on, or from now on, will be seen: at
-  /// once for a revision, after one linearizable read for "now".
+  /// Watches one key; `watch_prefix` every key that starts with `prefix`; `watch_interval` those in [begin,
+  /// end). Completes when it is certain that every change from `start_revision` on, or from now on, will be
+  /// seen: at once for a revision, after one linearizable read for "now".
   asio::awaitable<watcher> watch(std::string key, watch_options options = {}) const {
     return start_watch(state_, std::move(key), {}, options);
   }
@@ -141,7 +142,8 @@ class client {
     if (prefix.empty()) prefix.assign(1, '\0');
     return start_watch(state_, std::move(prefix), std::move(end), options);
   }
-  asio::awaitable<watcher> watch_interval(std::string begin, std::string end, watch_options options = {}) const {
+  asio::awaitable<watcher> watch_interval(std::string begin, std::string end,
+                                          watch_options options = {}) const {
     return start_watch(state_, std::move(begin), std::move(end), options);
   }
 
@@ -153,9 +155,9 @@ class client {
 
   /// Waits until `key` does not exist; at once if so. Completes with a revision at which it was gone. With a
   /// `create_revision`, waits for the end of just that incarnation: a key made anew does not count. Bridges
-  /// reconnects, restarts and compactions, and waits for as long as it takes. Cancellation leaves nothing behind.
-  /// Costs a watch, on the client's one stream, and then a linearizable read: whatever happens after that read
-  /// reaches the watch.
+  /// reconnects, restarts and compactions, and waits for as long as it takes. Cancellation leaves nothing
+  /// behind. Costs a watch, on the client's one stream, and then a linearizable read: whatever happens after
+  /// that read reaches the watch.
   asio::awaitable<revision> wait_deleted(std::string key, revision create_revision = 0) const {
     auto start = [state = state_, key = std::move(key),
                   create_revision](detail::client::deletion_wait::waiter waiting) mutable {
@@ -166,10 +168,10 @@ class client {
     return detail::engine::wait<revision>(state_->runtime(), std::move(start));
   }
 
-  /// Writes `value` if the key's mod revision is still `expected`, where zero means that it must not exist. One
-  /// round trip, one proposal, whatever the outcome.
-  asio::awaitable<compare_and_put_result> compare_and_put(std::string key, revision expected, std::string value,
-                                                          put_options options = {}) const {
+  /// Writes `value` if the key's mod revision is still `expected`, where zero means that it must not exist.
+  /// One round trip, one proposal, whatever the outcome.
+  asio::awaitable<compare_and_put_result> compare_and_put(std::string key, revision expected,
+                                                          std::string value, put_options options = {}) const {
     return compare_put(state_->runtime(), std::move(key), expected, std::move(value), options);
   }
 
@@ -180,7 +182,7 @@ class client {
             executor, std::move(servers), std::move(clock), detail::engine::key_space{options.key_prefix()},
             {options.connect_timeout(), options.request_timeout(), options.receive_limit()}))) {}
 
- private:
+private:
   friend class session;
   friend class basic_queue;
 
@@ -188,8 +190,8 @@ class client {
     std::vector<std::shared_ptr<detail::rpc::transport>> servers;
     for (const auto& text : options.endpoints()) {
       const auto endpoint = detail::rpc::parse_endpoint(text);
-      servers.push_back(std::make_shared<detail::rpc::grpc_transport>(endpoint.target, endpoint.text,
-                                                                      static_cast<int>(options.receive_limit())));
+      servers.push_back(std::make_shared<detail::rpc::grpc_transport>(
+          endpoint.target, endpoint.text, static_cast<int>(options.receive_limit())));
     }
     return servers;
   }
@@ -208,8 +210,8 @@ class client {
   }
 
   static asio::awaitable<compare_and_put_result> compare_put(std::shared_ptr<detail::engine::runtime> on,
-                                                             std::string key, revision expected, std::string value,
-                                                             put_options options) {
+                                                             std::string key, revision expected,
+                                                             std::string value, put_options options) {
     conclave::txn request;
     request.when(mod_revision(key) == expected)
         .then(conclave::put(key, std::move(value), options))
@@ -231,19 +233,20 @@ class client {
     co_return kept_lease{std::move(owner)};
   }
 
-  static asio::awaitable<watcher> start_watch(std::shared_ptr<detail::client::client_state> of, std::string key,
-                                              std::string range_end, watch_options options) {
+  static asio::awaitable<watcher> start_watch(std::shared_ptr<detail::client::client_state> of,
+                                              std::string key, std::string range_end, watch_options options) {
     if (options.start_revision < 0)
       throw error(errc::invalid_argument, "watch: the start revision is negative");
     if (key.empty()) throw error(errc::invalid_argument, "watch: the key is empty");
     const auto on = of->runtime();
     auto from = options.start_revision;
     if (from == 0) {
-      const range_response now = co_await detail::engine::call(on, conclave::range(key, {.count_only = true}));
+      const range_response now =
+          co_await detail::engine::call(on, conclave::range(key, {.count_only = true}));
       from = now.header.revision + 1;
     }
-    auto state = std::make_shared<detail::client::watch_state>(std::move(of), std::move(key), std::move(range_end),
-                                                               options);
+    auto state = std::make_shared<detail::client::watch_state>(std::move(of), std::move(key),
+                                                               std::move(range_end), options);
     on->run([state, from] { state->start(from); });
     co_return watcher{std::move(state)};
   }

@@ -20,7 +20,7 @@ namespace conclave {
 ///
 /// Each setter checks its argument and throws `error` (`invalid_argument`), naming the option.
 class client_options {
- public:
+public:
   client_options() = default;
 
   /// The servers of one cluster, as `etcdctl --endpoints` takes them: separated by commas, each
@@ -70,7 +70,7 @@ class client_options {
   }
   [[nodiscard]] std::size_t receive_limit() const noexcept { return receive_limit_; }
 
- private:
+private:
   static std::chrono::milliseconds positive(const char* name, std::chrono::milliseconds limit) {
     if (limit <= std::chrono::milliseconds::zero() || limit > std::chrono::hours{24})
       throw error(errc::invalid_argument, std::string{name} + ": must be above zero and at most a day");

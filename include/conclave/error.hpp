@@ -12,31 +12,31 @@ namespace conclave {
 
 /// What went wrong, exactly. Programs usually decide by a `condition` instead: several codes share one.
 enum class errc {
-  cancelled = 1,          ///< The caller cancelled the operation.
-  timed_out,              ///< No answer within the time given; nothing was written.
-  unavailable,            ///< No server could be reached or none can serve; certainly not applied.
-  outcome_unknown,        ///< A write was sent and its answer got lost: it may have been applied.
-  session_lost,           ///< The session's lease expired or was revoked.
-  session_closed,         ///< The session was closed by its owner.
-  lock_lost,              ///< The key that stood for the lock, or for the place in line, was deleted.
-  lease_not_found,        ///< The server does not know the lease.
-  lease_exists,           ///< A lease with this id exists already.
-  permission_denied,      ///< The user may not do this.
-  unauthenticated,        ///< The credentials or the token were refused.
-  invalid_argument,       ///< An argument was refused, here or by the server.
-  request_too_large,      ///< The request is larger than the server takes (1.5 MiB unless configured).
-  too_many_operations,    ///< A transaction has more operations than the server takes (128 a level).
-  duplicate_key,          ///< A transaction writes one key twice.
-  no_space,               ///< The store is full: writes are refused until space is made and the alarm disarmed.
-  compacted,              ///< The revision asked for has been compacted away.
-  future_revision,        ///< The revision asked for is newer than the store.
-  too_many_requests,      ///< The server is overloaded and refused the request; not applied.
-  response_too_large,     ///< The answer is larger than the client's receive limit.
-  client_closed,          ///< The client, or the context that it runs on, is being destroyed.
-  malformed_response,     ///< The server's bytes are not a valid message.
-  unexpected_response,    ///< A valid message which makes no sense here.
-  unimplemented,          ///< The server does not offer this call.
-  server_error,           ///< Any other error that the server reports.
+  cancelled = 1,        ///< The caller cancelled the operation.
+  timed_out,            ///< No answer within the time given; nothing was written.
+  unavailable,          ///< No server could be reached or none can serve; certainly not applied.
+  outcome_unknown,      ///< A write was sent and its answer got lost: it may have been applied.
+  session_lost,         ///< The session's lease expired or was revoked.
+  session_closed,       ///< The session was closed by its owner.
+  lock_lost,            ///< The key that stood for the lock, or for the place in line, was deleted.
+  lease_not_found,      ///< The server does not know the lease.
+  lease_exists,         ///< A lease with this id exists already.
+  permission_denied,    ///< The user may not do this.
+  unauthenticated,      ///< The credentials or the token were refused.
+  invalid_argument,     ///< An argument was refused, here or by the server.
+  request_too_large,    ///< The request is larger than the server takes (1.5 MiB unless configured).
+  too_many_operations,  ///< A transaction has more operations than the server takes (128 a level).
+  duplicate_key,        ///< A transaction writes one key twice.
+  no_space,             ///< The store is full: writes are refused until space is made and the alarm disarmed.
+  compacted,            ///< The revision asked for has been compacted away.
+  future_revision,      ///< The revision asked for is newer than the store.
+  too_many_requests,    ///< The server is overloaded and refused the request; not applied.
+  response_too_large,   ///< The answer is larger than the client's receive limit.
+  client_closed,        ///< The client, or the context that it runs on, is being destroyed.
+  malformed_response,   ///< The server's bytes are not a valid message.
+  unexpected_response,  ///< A valid message which makes no sense here.
+  unimplemented,        ///< The server does not offer this call.
+  server_error,         ///< Any other error that the server reports.
 };
 
 /// What a program decides by; compare with any `std::error_code` of this library:
@@ -64,36 +64,61 @@ namespace conclave {
 namespace detail {
 
 class error_category_type final : public std::error_category {
- public:
+public:
   const char* name() const noexcept override { return "conclave"; }
 
   std::string message(int value) const override {
     switch (static_cast<errc>(value)) {
-      case errc::cancelled: return "operation cancelled";
-      case errc::timed_out: return "no answer in time";
-      case errc::unavailable: return "no etcd server available";
-      case errc::outcome_unknown: return "outcome unknown: the write may have been applied";
-      case errc::session_lost: return "session lost: its lease expired or was revoked";
-      case errc::session_closed: return "session closed";
-      case errc::lock_lost: return "lock lost: its key was deleted";
-      case errc::lease_not_found: return "lease not found";
-      case errc::lease_exists: return "lease exists already";
-      case errc::permission_denied: return "permission denied";
-      case errc::unauthenticated: return "credentials or token refused";
-      case errc::invalid_argument: return "invalid argument";
-      case errc::request_too_large: return "request too large for the server";
-      case errc::too_many_operations: return "too many operations in one transaction";
-      case errc::duplicate_key: return "one transaction writes a key twice";
-      case errc::no_space: return "the store is full";
-      case errc::compacted: return "the revision has been compacted";
-      case errc::future_revision: return "the revision is in the future";
-      case errc::too_many_requests: return "the server is overloaded";
-      case errc::response_too_large: return "answer larger than the receive limit";
-      case errc::client_closed: return "client closed";
-      case errc::malformed_response: return "malformed answer from the server";
-      case errc::unexpected_response: return "unexpected answer from the server";
-      case errc::unimplemented: return "the server does not offer this call";
-      case errc::server_error: return "the server reported an error";
+      case errc::cancelled:
+        return "operation cancelled";
+      case errc::timed_out:
+        return "no answer in time";
+      case errc::unavailable:
+        return "no etcd server available";
+      case errc::outcome_unknown:
+        return "outcome unknown: the write may have been applied";
+      case errc::session_lost:
+        return "session lost: its lease expired or was revoked";
+      case errc::session_closed:
+        return "session closed";
+      case errc::lock_lost:
+        return "lock lost: its key was deleted";
+      case errc::lease_not_found:
+        return "lease not found";
+      case errc::lease_exists:
+        return "lease exists already";
+      case errc::permission_denied:
+        return "permission denied";
+      case errc::unauthenticated:
+        return "credentials or token refused";
+      case errc::invalid_argument:
+        return "invalid argument";
+      case errc::request_too_large:
+        return "request too large for the server";
+      case errc::too_many_operations:
+        return "too many operations in one transaction";
+      case errc::duplicate_key:
+        return "one transaction writes a key twice";
+      case errc::no_space:
+        return "the store is full";
+      case errc::compacted:
+        return "the revision has been compacted";
+      case errc::future_revision:
+        return "the revision is in the future";
+      case errc::too_many_requests:
+        return "the server is overloaded";
+      case errc::response_too_large:
+        return "answer larger than the receive limit";
+      case errc::client_closed:
+        return "client closed";
+      case errc::malformed_response:
+        return "malformed answer from the server";
+      case errc::unexpected_response:
+        return "unexpected answer from the server";
+      case errc::unimplemented:
+        return "the server does not offer this call";
+      case errc::server_error:
+        return "the server reported an error";
     }
     return "unknown conclave error " + std::to_string(value);
   }
@@ -102,19 +127,27 @@ class error_category_type final : public std::error_category {
 };
 
 class condition_category_type final : public std::error_category {
- public:
+public:
   const char* name() const noexcept override { return "conclave.condition"; }
 
   std::string message(int value) const override {
     switch (static_cast<condition>(value)) {
-      case condition::cancelled: return "cancelled";
-      case condition::timed_out: return "timed out";
-      case condition::unavailable: return "unavailable, not applied";
-      case condition::outcome_unknown: return "outcome unknown, may have been applied";
-      case condition::ownership_lost: return "ownership lost";
-      case condition::refused: return "refused";
-      case condition::invalid_argument: return "invalid argument";
-      case condition::protocol: return "protocol violated";
+      case condition::cancelled:
+        return "cancelled";
+      case condition::timed_out:
+        return "timed out";
+      case condition::unavailable:
+        return "unavailable, not applied";
+      case condition::outcome_unknown:
+        return "outcome unknown, may have been applied";
+      case condition::ownership_lost:
+        return "ownership lost";
+      case condition::refused:
+        return "refused";
+      case condition::invalid_argument:
+        return "invalid argument";
+      case condition::protocol:
+        return "protocol violated";
     }
     return "unknown conclave condition " + std::to_string(value);
   }
@@ -154,38 +187,47 @@ inline std::error_condition make_error_condition(condition value) noexcept {
 inline std::error_condition detail::error_category_type::default_error_condition(int value) const noexcept {
   switch (static_cast<errc>(value)) {
     case errc::cancelled:
-    case errc::client_closed: return condition::cancelled;
-    case errc::timed_out: return condition::timed_out;
+    case errc::client_closed:
+      return condition::cancelled;
+    case errc::timed_out:
+      return condition::timed_out;
     case errc::unavailable:
-    case errc::too_many_requests: return condition::unavailable;
-    case errc::outcome_unknown: return condition::outcome_unknown;
+    case errc::too_many_requests:
+      return condition::unavailable;
+    case errc::outcome_unknown:
+      return condition::outcome_unknown;
     case errc::session_lost:
     case errc::session_closed:
     case errc::lock_lost:
-    case errc::lease_not_found: return condition::ownership_lost;
+    case errc::lease_not_found:
+      return condition::ownership_lost;
     case errc::permission_denied:
-    case errc::unauthenticated: return condition::refused;
+    case errc::unauthenticated:
+      return condition::refused;
     case errc::invalid_argument:
     case errc::request_too_large:
     case errc::too_many_operations:
     case errc::duplicate_key:
     case errc::lease_exists:
-    case errc::future_revision: return condition::invalid_argument;
+    case errc::future_revision:
+      return condition::invalid_argument;
     case errc::malformed_response:
     case errc::unexpected_response:
-    case errc::unimplemented: return condition::protocol;
+    case errc::unimplemented:
+      return condition::protocol;
     case errc::no_space:
     case errc::compacted:
     case errc::response_too_large:
-    case errc::server_error: break;
+    case errc::server_error:
+      break;
   }
   return {value, *this};
 }
 
-/// The exception that every failure of the library is thrown as. `code()` is an `errc`; the rest says where it
-/// came from, for logs. No secret ever appears in its text.
+/// The exception that every failure of the library is thrown as. `code()` is an `errc`; the rest says where
+/// it came from, for logs. No secret ever appears in its text.
 class error : public std::system_error {
- public:
+public:
   explicit error(errc code) : std::system_error(make_error_code(code)) {}
 
   /// `text` names the cause, for failures that were found without asking a server.
@@ -193,7 +235,8 @@ class error : public std::system_error {
 
   /// A failed call: `rpc` is its name ("KV.Range"), `endpoint` the server asked, `grpc_status` gRPC's numeric
   /// status and `server_text` what came with it.
-  error(errc code, std::string_view rpc, std::string_view endpoint, int grpc_status, std::string_view server_text)
+  error(errc code, std::string_view rpc, std::string_view endpoint, int grpc_status,
+        std::string_view server_text)
       : std::system_error(make_error_code(code), describe(rpc, endpoint, grpc_status, server_text)),
         rpc_(rpc),
         endpoint_(endpoint),
@@ -209,8 +252,9 @@ class error : public std::system_error {
   /// gRPC's status code; 0 when no call was made.
   int grpc_status() const noexcept { return grpc_status_; }
 
- private:
-  static std::string describe(std::string_view rpc, std::string_view endpoint, int status, std::string_view text) {
+private:
+  static std::string describe(std::string_view rpc, std::string_view endpoint, int status,
+                              std::string_view text) {
     std::string out{rpc};
     if (!endpoint.empty()) {
       out += " at ";

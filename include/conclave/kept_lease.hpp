@@ -14,9 +14,10 @@
 namespace conclave {
 
 /// A lease that the client keeps alive, made by `client::keep_lease`: what a session is built on, and what to
-/// build one's own recipe on. Copies share the lease; the last one's end revokes it behind itself. Any thread.
+/// build one's own recipe on. Copies share the lease; the last one's end revokes it behind itself. Any
+/// thread.
 class kept_lease {
- public:
+public:
   using time_point = std::chrono::steady_clock::time_point;
 
   /// Chosen by the client, random; put keys under it.
@@ -34,8 +35,9 @@ class kept_lease {
   /// Whether the lease is believed to exist now.
   [[nodiscard]] bool alive() const noexcept { return state().alive(); }
 
-  /// Completes when the lease has ended, with why: `session_lost` or `session_closed`. At once if it has. Does not
-  /// wait longer than `valid_until`, whatever the network does. Cancellation leaves nothing behind. No round trip.
+  /// Completes when the lease has ended, with why: `session_lost` or `session_closed`. At once if it has.
+  /// Does not wait longer than `valid_until`, whatever the network does. Cancellation leaves nothing behind.
+  /// No round trip.
   asio::awaitable<std::error_code> lost() const {
     auto start = [state = owner_->state()](const detail::client::lease_state::end_waiter& waiting) {
       state->await_end(waiting);
@@ -43,12 +45,12 @@ class kept_lease {
     return detail::engine::wait<std::error_code>(state().runtime(), std::move(start));
   }
 
-  /// Revokes the lease and so deletes all its keys, at one revision. One round trip, one proposal; a lease that is
-  /// gone already is a success. Errors: `unavailable`, `outcome_unknown` when the server did not say; and then, as
-  /// after a cancellation, revoking goes on behind the caller until the lease's time is over.
+  /// Revokes the lease and so deletes all its keys, at one revision. One round trip, one proposal; a lease
+  /// that is gone already is a success. Errors: `unavailable`, `outcome_unknown` when the server did not say;
+  /// and then, as after a cancellation, revoking goes on behind the caller until the lease's time is over.
   asio::awaitable<void> revoke() { return detail::client::revoke(owner_->state()); }
 
- private:
+private:
   friend class client;
   friend class session;
   explicit kept_lease(std::shared_ptr<detail::client::lease_owner> owner) : owner_(std::move(owner)) {}

@@ -34,21 +34,23 @@ struct lock_line {
   std::size_t foreign_keys = 0;
 };
 
-/// A lock by name, held by one session of the cluster at a time and handed on in the order of arrival. Key-compatible
-/// with etcd's Go package and `etcdctl lock`, which may stand in the same line.
+/// A lock by name, held by one session of the cluster at a time and handed on in the order of arrival.
+/// Key-compatible with etcd's Go package and `etcdctl lock`, which may stand in the same line.
 ///
-/// In the store: one key a waiting or holding session, `NAME/` and the lease id in hexadecimal, under its lease. Who
-/// has the smallest create revision holds the lock. Names may contain slashes: only keys of just this form take
-/// part, so `a` and `a/b` are two locks. Roles need read and write permission on everything below `NAME/`.
+/// In the store: one key a waiting or holding session, `NAME/` and the lease id in hexadecimal, under its
+/// lease. Who has the smallest create revision holds the lock. Names may contain slashes: only keys of just
+/// this form take part, so `a` and `a/b` are two locks. Roles need read and write permission on everything
+/// below `NAME/`.
 ///
-/// Coroutines that use the same session stand in a local line and only its head stands in the cluster's: a session
-/// neither excludes itself for ever nor enters twice.
+/// Coroutines that use the same session stand in a local line and only its head stands in the cluster's: a
+/// session neither excludes itself for ever nor enters twice.
 ///
-/// A waiting lock costs a coroutine and no thread. A hand-over costs one watch event; all waiters of a client share
-/// one watch for each name. (Mind, when racing a wait by Asio's `||`: that waits for the first that *succeeds*, so a
-/// wait that fails with its session does not end the race.) A mutex object is for one coroutine at a time; make as many as needed.
+/// A waiting lock costs a coroutine and no thread. A hand-over costs one watch event; all waiters of a client
+/// share one watch for each name. (Mind, when racing a wait by Asio's `||`: that waits for the first that
+/// *succeeds*, so a wait that fails with its session does not end the race.) A mutex object is for one
+/// coroutine at a time; make as many as needed.
 class mutex {
- public:
+public:
   /// \throws error (`invalid_argument`) if the name is empty.
   mutex(session of, std::string name) : session_(std::move(of)), name_(std::move(name)) {
     if (name_.empty()) throw error(errc::invalid_argument, "mutex: the name is empty");
@@ -59,19 +61,20 @@ class mutex {
   /// Waits until the lock is held. Completes when every session ahead has left; survives server restarts and
   /// reconnects. One round trip and one proposal when it is free.
   ///
-  /// Errors: `session_lost`, `session_closed`: at once when the session ends; `lock_lost`: somebody deleted the key
-  /// that stood for the place in line; `permission_denied`, `no_space` and what else the server refuses the key with.
-  /// While no server can be reached the wait goes on until the session is lost. Cancellation throws `cancelled`
-  /// promptly, cluster or not; the place passes to the session's next local waiter, or its key is deleted behind the
-  /// caller.
+  /// Errors: `session_lost`, `session_closed`: at once when the session ends; `lock_lost`: somebody deleted
+  /// the key that stood for the place in line; `permission_denied`, `no_space` and what else the server
+  /// refuses the key with. While no server can be reached the wait goes on until the session is lost.
+  /// Cancellation throws `cancelled` promptly, cluster or not; the place passes to the session's next local
+  /// waiter, or its key is deleted behind the caller.
   asio::awaitable<unique_lock> lock() {
     auto enter = [](member& at, const waiter& who) { at.enter(who); };
     return acquired(session_, name_, enter);
   }
 
-  /// Takes the lock if it is free; nothing otherwise, at once also when another coroutine of the same session holds or
-  /// awaits it. One round trip, one proposal; a failed try leaves no key. Errors: those of `lock`, and `unavailable`
-  /// and `outcome_unknown`: no lock is held then, and what may have been written is removed behind the caller.
+  /// Takes the lock if it is free; nothing otherwise, at once also when another coroutine of the same session
+  /// holds or awaits it. One round trip, one proposal; a failed try leaves no key. Errors: those of `lock`,
+  /// and `unavailable` and `outcome_unknown`: no lock is held then, and what may have been written is removed
+  /// behind the caller.
   asio::awaitable<std::optional<unique_lock>> try_lock() {
     auto enter = [](member& at, const waiter& who) { at.try_enter(who); };
     return maybe_acquired(session_, name_, enter);
@@ -89,9 +92,11 @@ class mutex {
   }
 
   /// Who holds and who awaits the lock. A linearizable read; a round trip for every 5000 keys.
-  asio::awaitable<lock_line> inspect() const { return read_line(session_.owner()->state()->runtime(), name_); }
+  asio::awaitable<lock_line> inspect() const {
+    return read_line(session_.owner()->state()->runtime(), name_);
+  }
 
- private:
+private:
   using member = detail::pattern::line_member;
   using waiter = member::waiter;
 
@@ -117,7 +122,8 @@ class mutex {
   }
 
   template <class Enter>
-  static asio::awaitable<std::optional<unique_lock>> maybe_acquired(session of, std::string name, Enter enter) {
+  static asio::awaitable<std::optional<unique_lock>> maybe_acquired(session of, std::string name,
+                                                                    Enter enter) {
     unique_lock lock = co_await acquired(std::move(of), std::move(name), enter);
     std::optional<unique_lock> out;
     if (lock.token() != 0) out.emplace(std::move(lock));

@@ -14,31 +14,32 @@
 
 namespace conclave {
 
-/// A queue by name that gives the item of the smallest priority first, and of those the one that was enqueued first.
-/// Otherwise as `queue`. Key-compatible with etcd's Go package.
+/// A queue by name that gives the item of the smallest priority first, and of those the one that was enqueued
+/// first. Otherwise as `queue`. Key-compatible with etcd's Go package.
 ///
-/// In the store: `NAME/`, five digits of priority, `/` and sixteen digits, a key an item; and, to number the items,
-/// one empty key `__NAME/`, five digits, for each priority that was ever used. Roles need read and write permission
-/// below `NAME/` and below `__NAME/`.
+/// In the store: `NAME/`, five digits of priority, `/` and sixteen digits, a key an item; and, to number the
+/// items, one empty key `__NAME/`, five digits, for each priority that was ever used. Roles need read and
+/// write permission below `NAME/` and below `__NAME/`.
 ///
-/// What is taken is the first item at the moment of taking: the transaction that takes it makes sure that nothing
-/// goes before it (unless keys of another form stand below `NAME/`: then, as far as this client has seen).
+/// What is taken is the first item at the moment of taking: the transaction that takes it makes sure that
+/// nothing goes before it (unless keys of another form stand below `NAME/`: then, as far as this client has
+/// seen).
 class priority_queue : public basic_queue {
- public:
+public:
   /// \throws error (`invalid_argument`) if the name is empty.
   priority_queue(const client& of, std::string name)
       : basic_queue(of, std::move(name), grammar::order::by_key, "priority_queue") {}
 
-  /// Adds an item; smaller priorities are taken first. Completes with its revision. One round trip and one proposal
-  /// for all that this client has gathered for a priority meanwhile; a round trip more for the first, and after
-  /// another process has enqueued with the same priority. Errors: `request_too_large`, `no_space`
-  /// (etcd may refuse so what it has just written), `outcome_unknown` when the answer got lost. Cancellation: the item
-  /// may have been written.
+  /// Adds an item; smaller priorities are taken first. Completes with its revision. One round trip and one
+  /// proposal for all that this client has gathered for a priority meanwhile; a round trip more for the
+  /// first, and after another process has enqueued with the same priority. Errors: `request_too_large`,
+  /// `no_space` (etcd may refuse so what it has just written), `outcome_unknown` when the answer got lost.
+  /// Cancellation: the item may have been written.
   asio::awaitable<revision> enqueue(std::string value, std::uint16_t priority) const {
     return add(state(), keys(), name(), std::move(value), priority);
   }
 
- private:
+private:
   static asio::awaitable<revision> add(std::shared_ptr<client_state> state, grammar keys, std::string name,
                                        std::string value, std::uint16_t priority) {
     using lane = detail::pattern::priority_lane;

@@ -16,37 +16,39 @@
 
 namespace conclave {
 
-/// A queue by name: first in, first out, in the order in which the store committed the items; many producers, many
-/// consumers, each item delivered once. Key-compatible with etcd's Go package, whose programs may stand at either
-/// end.
+/// A queue by name: first in, first out, in the order in which the store committed the items; many producers,
+/// many consumers, each item delivered once. Key-compatible with etcd's Go package, whose programs may stand
+/// at either end.
 ///
-/// In the store: one key an item, `NAME/` and a time in nanoseconds in decimal, without a lease: items outlive
-/// whoever enqueued them. Keys of another form below `NAME/` are left alone, so queue `jobs` does not touch `jobs/x`
-/// or `jobs2` (Go's takes their items). Roles need read and write permission on everything below `NAME/`.
+/// In the store: one key an item, `NAME/` and a time in nanoseconds in decimal, without a lease: items
+/// outlive whoever enqueued them. Keys of another form below `NAME/` are left alone, so queue `jobs` does not
+/// touch `jobs/x` or `jobs2` (Go's takes their items). Roles need read and write permission on everything
+/// below `NAME/`.
 class queue : public basic_queue {
- public:
+public:
   /// \throws error (`invalid_argument`) if the name is empty.
   queue(const client& of, std::string name)
       : basic_queue(of, std::move(name), grammar::order::by_commit, "queue") {}
 
-  /// Puts an item at the end; completes with its revision, which orders it. One round trip, one proposal. Errors:
-  /// `request_too_large` (1.5 MiB unless the server is configured otherwise), `no_space` (the store is full),
-  /// `outcome_unknown` when the answer got lost and the item is not there to be seen: it was not written, or written
-  /// and taken. Cancellation: the item may have been written.
+  /// Puts an item at the end; completes with its revision, which orders it. One round trip, one proposal.
+  /// Errors: `request_too_large` (1.5 MiB unless the server is configured otherwise), `no_space` (the store
+  /// is full), `outcome_unknown` when the answer got lost and the item is not there to be seen: it was not
+  /// written, or written and taken. Cancellation: the item may have been written.
   asio::awaitable<revision> enqueue(std::string value) const {
     std::vector<std::string> values;
     values.push_back(std::move(value));
     return put_all(state(), keys(), std::move(values));
   }
 
-  /// Puts items at the end, in their order. One round trip and one proposal for every 100 items or 1 MiB, and each
-  /// such group is written whole or not at all; the error's text says how many had been written before. Completes
-  /// with the revision of the last group, zero if there is none. Errors and cancellation as for `enqueue`.
+  /// Puts items at the end, in their order. One round trip and one proposal for every 100 items or 1 MiB, and
+  /// each such group is written whole or not at all; the error's text says how many had been written before.
+  /// Completes with the revision of the last group, zero if there is none. Errors and cancellation as for
+  /// `enqueue`.
   asio::awaitable<revision> enqueue_all(std::vector<std::string> values) const {
     return put_all(state(), keys(), std::move(values));
   }
 
- private:
+private:
   static constexpr std::size_t most_items = 100;
   static constexpr std::size_t most_bytes = std::size_t{1024} * 1024;
 
@@ -76,9 +78,10 @@ class queue : public basic_queue {
         unknown = e.code() == errc::outcome_unknown || e.code() == errc::no_space;
         failed = std::current_exception();
         if (begin > 0)
-          failed = std::make_exception_ptr(
-              error(static_cast<errc>(e.code().value()), "enqueue_all: " + std::to_string(begin) + " of " +
-                                                             std::to_string(values.size()) + " written: " + e.what()));
+          failed =
+              std::make_exception_ptr(error(static_cast<errc>(e.code().value()),
+                                            "enqueue_all: " + std::to_string(begin) + " of " +
+                                                std::to_string(values.size()) + " written: " + e.what()));
       }
       if (unknown) {
         const revision seen = co_await written_as(on, names.front());
@@ -97,7 +100,8 @@ class queue : public basic_queue {
   /// The revision at which a key of our own making was written; zero when it is not to be seen.
   static asio::awaitable<revision> written_as(std::shared_ptr<detail::engine::runtime> on, std::string key) {
     try {
-      const range_response found = co_await detail::engine::call(on, range(std::move(key), {.keys_only = true}));
+      const range_response found =
+          co_await detail::engine::call(on, range(std::move(key), {.keys_only = true}));
       if (!found.kvs.empty()) co_return found.kvs.front().mod_revision;
     } catch (const error&) {
     }

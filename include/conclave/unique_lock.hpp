@@ -35,11 +35,12 @@ struct commit_result {
 
 /// A lock that is held: move-only, and released behind itself when destroyed. For one coroutine at a time.
 ///
-/// A lock with a lease is a belief with a deadline, not a fact: the process may be stopped past it. What must not
-/// happen without the lock is written with `commit`, which the store itself checks, or, in other stores, carries
-/// `token()`, which grows from holder to holder: they refuse whatever comes with a smaller one than they saw.
+/// A lock with a lease is a belief with a deadline, not a fact: the process may be stopped past it. What must
+/// not happen without the lock is written with `commit`, which the store itself checks, or, in other stores,
+/// carries `token()`, which grows from holder to holder: they refuse whatever comes with a smaller one than
+/// they saw.
 class unique_lock {
- public:
+public:
   /// Holds nothing.
   unique_lock() = default;
   unique_lock(unique_lock&&) noexcept = default;
@@ -64,8 +65,8 @@ class unique_lock {
   /// cluster. Zero if nothing is held.
   [[nodiscard]] revision token() const noexcept { return hold_ ? hold_->token : 0; }
 
-  /// Whether the lock is believed to be held: not released, its loss not known, and the session's time not over.
-  /// Any thread; no round trip.
+  /// Whether the lock is believed to be held: not released, its loss not known, and the session's time not
+  /// over. Any thread; no round trip.
   [[nodiscard]] bool held() const noexcept {
     return hold_ && hold_->held.load(std::memory_order_acquire) && owner_->state()->alive();
   }
@@ -78,12 +79,14 @@ class unique_lock {
     return create_revision(hold_->key) == hold_->token;
   }
 
-  /// Completes when the hold ends: with `session_lost`, `session_closed` or `lock_lost` (its key was deleted), or
-  /// with no error when it was released. At once if it has ended. Known without a round trip, from the watch that
-  /// the lock keeps, and never later than `session::valid_until`. Cancellation leaves nothing behind.
+  /// Completes when the hold ends: with `session_lost`, `session_closed` or `lock_lost` (its key was
+  /// deleted), or with no error when it was released. At once if it has ended. Known without a round trip,
+  /// from the watch that the lock keeps, and never later than `session::valid_until`. Cancellation leaves
+  /// nothing behind.
   asio::awaitable<std::error_code> lost() const {
     require();
-    auto start = [hold = hold_, member = member_](const std::shared_ptr<detail::engine::waiter<std::error_code>>& w) {
+    auto start = [hold = hold_,
+                  member = member_](const std::shared_ptr<detail::engine::waiter<std::error_code>>& w) {
       if (!hold->held.load()) {
         w->complete(hold->ended);
         return;
@@ -96,10 +99,10 @@ class unique_lock {
     return detail::engine::wait<std::error_code>(owner_->state()->runtime(), std::move(start));
   }
 
-  /// Releases the lock. One round trip, one proposal: a delete which only this hold's own key can meet, so it never
-  /// harms a later holder. Errors: `lock_lost` or `session_lost` when the lock had been lost before (somebody else
-  /// may have held it meanwhile); `unavailable`, `outcome_unknown` when the server did not say, and releasing goes
-  /// on behind the caller. Cancellation: releasing goes on behind the caller.
+  /// Releases the lock. One round trip, one proposal: a delete which only this hold's own key can meet, so it
+  /// never harms a later holder. Errors: `lock_lost` or `session_lost` when the lock had been lost before
+  /// (somebody else may have held it meanwhile); `unavailable`, `outcome_unknown` when the server did not
+  /// say, and releasing goes on behind the caller. Cancellation: releasing goes on behind the caller.
   asio::awaitable<void> unlock() {
     require();
     return unlock_held(std::move(*this));
@@ -115,14 +118,14 @@ class unique_lock {
   }
 
   /// Applies a transaction as `commit` does, and releases the lock in the same proposal, whether or not the
-  /// transaction's own conditions are true. One round trip instead of two. Errors and cancellation: as those of
-  /// `commit`, and releasing goes on behind the caller.
+  /// transaction's own conditions are true. One round trip instead of two. Errors and cancellation: as those
+  /// of `commit`, and releasing goes on behind the caller.
   asio::awaitable<commit_result> commit_and_unlock(txn request) {
     require();
     return commit_last(std::move(*this), std::move(request));
   }
 
- private:
+private:
   friend class mutex;
   using hold_ptr = std::shared_ptr<detail::pattern::hold>;
   using member_ptr = std::shared_ptr<detail::pattern::line_member>;
@@ -152,10 +155,12 @@ class unique_lock {
   static asio::awaitable<detail::pattern::released> release(hold_ptr hold, member_ptr member, owner_ptr owner,
                                                             std::optional<txn> last) {
     const auto on = owner->state()->runtime();
-    auto start = [hold, member, last = std::move(last)](const detail::pattern::line_member::release_waiter& w) mutable {
+    auto start = [hold, member,
+                  last = std::move(last)](const detail::pattern::line_member::release_waiter& w) mutable {
       member->release(hold, std::move(last), w);
     };
-    detail::pattern::released out = co_await detail::engine::wait<detail::pattern::released>(on, std::move(start));
+    detail::pattern::released out =
+        co_await detail::engine::wait<detail::pattern::released>(on, std::move(start));
     co_return out;
   }
 
@@ -181,7 +186,8 @@ class unique_lock {
     co_return result;
   }
 
-  static asio::awaitable<commit_result> commit_held(hold_ptr hold, member_ptr member, owner_ptr owner, txn request) {
+  static asio::awaitable<commit_result> commit_held(hold_ptr hold, member_ptr member, owner_ptr owner,
+                                                    txn request) {
     const auto on = owner->state()->runtime();
     txn guarded;
     guarded.when(create_revision(hold->key) == hold->token).then(std::move(request));

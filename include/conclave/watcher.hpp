@@ -28,8 +28,8 @@ struct watch_options {
   /// Leave out puts, or deletions.
   bool no_put = false;
   bool no_delete = false;
-  /// Events kept for a slow consumer. Beyond that the watch stops and later continues where it stopped: nothing
-  /// is lost unless the server compacts it meanwhile, which is then reported.
+  /// Events kept for a slow consumer. Beyond that the watch stops and later continues where it stopped:
+  /// nothing is lost unless the server compacts it meanwhile, which is then reported.
   std::size_t max_buffered_events = 4096;
 };
 static_assert(std::is_trivially_destructible_v<watch_options>);
@@ -38,7 +38,7 @@ namespace detail::client {
 
 /// The state behind a watcher; on the strand.
 class watch_state final : public engine::watch_listener, public std::enable_shared_from_this<watch_state> {
- public:
+public:
   using batch_waiter = std::shared_ptr<engine::waiter<std::vector<event>>>;
 
   watch_state(std::shared_ptr<client_state> of, std::string key, std::string range_end, watch_options options)
@@ -65,7 +65,8 @@ class watch_state final : public engine::watch_listener, public std::enable_shar
 
   void next(const batch_waiter& each) {
     if (waiting_ && waiting_->waiting()) {
-      each->fail(std::make_exception_ptr(error(errc::invalid_argument, "watcher::next: another next is under way")));
+      each->fail(
+          std::make_exception_ptr(error(errc::invalid_argument, "watcher::next: another next is under way")));
       return;
     }
     if (!buffer_.empty()) {
@@ -106,14 +107,15 @@ class watch_state final : public engine::watch_listener, public std::enable_shar
   }
 
   void on_compacted(revision oldest) override {
-    end(std::make_exception_ptr(error(errc::compacted, "the watch fell behind the history, whose oldest revision is " +
-                                                           std::to_string(oldest))));
+    end(std::make_exception_ptr(
+        error(errc::compacted,
+              "the watch fell behind the history, whose oldest revision is " + std::to_string(oldest))));
   }
   void on_failed(errc code, const std::string& reason) override {
     end(std::make_exception_ptr(error(code, "Watch.Watch", "", 0, reason)));
   }
 
- private:
+private:
   void end(std::exception_ptr why) {
     watch_ = 0;
     ended_ = std::move(why);
@@ -134,10 +136,10 @@ class watch_state final : public engine::watch_listener, public std::enable_shar
 
 }  // namespace detail::client
 
-/// A watch on a key or a range, made by `client::watch`. Movable; for one coroutine at a time. Its end cancels the
-/// watch behind itself.
+/// A watch on a key or a range, made by `client::watch`. Movable; for one coroutine at a time. Its end
+/// cancels the watch behind itself.
 class watcher {
- public:
+public:
   watcher(watcher&&) noexcept = default;
   watcher& operator=(watcher&& other) noexcept {
     if (this != &other) {
@@ -148,19 +150,19 @@ class watcher {
   }
   ~watcher() { stop(); }
 
-  /// The next changes: at least one, in revision order, all changes of a revision together. Reconnects and server
-  /// restarts are bridged: nothing is lost and nothing comes twice.
+  /// The next changes: at least one, in revision order, all changes of a revision together. Reconnects and
+  /// server restarts are bridged: nothing is lost and nothing comes twice.
   ///
-  /// Completes when something has changed. Errors: `compacted` when the changes to resume from are gone (the text
-  /// says from where on there are any: list again, then watch anew), `permission_denied` and what else the server
-  /// refuses the watch with; the watcher has ended then and repeats the error. Cancellation loses no event: the
-  /// next call returns it. No round trip.
+  /// Completes when something has changed. Errors: `compacted` when the changes to resume from are gone (the
+  /// text says from where on there are any: list again, then watch anew), `permission_denied` and what else
+  /// the server refuses the watch with; the watcher has ended then and repeats the error. Cancellation loses
+  /// no event: the next call returns it. No round trip.
   asio::awaitable<std::vector<event>> next() {
     if (!state_) throw error(errc::invalid_argument, "watcher::next: the watcher was moved from");
     return next_batch(state_);
   }
 
- private:
+private:
   friend class client;
   explicit watcher(std::shared_ptr<detail::client::watch_state> state) : state_(std::move(state)) {}
 

@@ -16,8 +16,8 @@ namespace conclave {
 
 namespace detail {
 
-// Ends when the lock is lost, and fails when it is released: a failure does not end the race, so that a body which
-// releases the lock itself goes on.
+// Ends when the lock is lost, and fails when it is released: a failure does not end the race, so that a body
+// which releases the lock itself goes on.
 inline asio::awaitable<void> note_loss(const unique_lock& lock, std::error_code& why) {
   const std::error_code ended = co_await lock.lost();
   if (!ended) throw error(errc::cancelled);
@@ -49,7 +49,8 @@ template <class Body>
 using body_result = typename std::invoke_result_t<Body&, unique_lock&>::value_type;
 
 /// Runs `run` until it ends or the lock is lost, and then releases the lock.
-inline asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& lock, std::exception_ptr& failed) {
+inline asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& lock,
+                                        std::exception_ptr& failed) {
   using namespace asio::experimental::awaitable_operators;
   std::error_code lost;
   (void)co_await (std::move(run) || note_loss(lock, lost));
@@ -75,23 +76,24 @@ inline asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& 
 
 }  // namespace detail
 
-/// Runs `body(unique_lock&)`, a coroutine that returns `asio::awaitable<T>`, while `on` is held, and returns its
-/// result. The lock is released in every case: also when the body throws, whose exception is passed on. When the lock
-/// is lost the body is cancelled (terminally, as Asio cancels) and, once it has ended, `ownership_lost` is thrown:
-/// whatever it did is then in doubt, unless it wrote by `unique_lock::commit`.
+/// Runs `body(unique_lock&)`, a coroutine that returns `asio::awaitable<T>`, while `on` is held, and returns
+/// its result. The lock is released in every case: also when the body throws, whose exception is passed on.
+/// When the lock is lost the body is cancelled (terminally, as Asio cancels) and, once it has ended,
+/// `ownership_lost` is thrown: whatever it did is then in doubt, unless it wrote by `unique_lock::commit`.
 ///
 /// The body may release the lock itself, by `commit_and_unlock` for example.
 ///
-/// Errors: those of `mutex::lock`, of `unique_lock::unlock`, and the body's. Cancellation cancels the wait or the
-/// body; the lock is released behind the caller. Costs what `lock` and `unlock` cost.
+/// Errors: those of `mutex::lock`, of `unique_lock::unlock`, and the body's. Cancellation cancels the wait or
+/// the body; the lock is released behind the caller. Costs what `lock` and `unlock` cost.
 ///
 /// The body must outlive the call: pass a named object, or one without state of its own (GCC 12 destroys a
 /// closure with captures twice when it is a temporary of a co_await expression).
 template <class Body>
 asio::awaitable<detail::body_result<Body>> with_lock(mutex& on, Body&& body) {
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
-  static_assert(std::is_lvalue_reference_v<Body> || std::is_trivially_copyable_v<std::remove_reference_t<Body>>,
-                "with GCC 12 pass the body of with_lock as a named object (an lvalue)");
+  static_assert(
+      std::is_lvalue_reference_v<Body> || std::is_trivially_copyable_v<std::remove_reference_t<Body>>,
+      "with GCC 12 pass the body of with_lock as a named object (an lvalue)");
 #endif
   unique_lock lock = co_await on.lock();
   std::exception_ptr failed;

@@ -60,7 +60,7 @@ static_assert(!std::is_aggregate_v<compare>);
 /// The left-hand side of a comparison: a property of one key or of each key in a range.
 template <compare_target Target>
 class compare_subject {
- public:
+public:
   using operand_type = typename compare_operand<Target>::type;
 
   explicit compare_subject(std::string key) { comparison_.key = std::move(key); }
@@ -95,7 +95,7 @@ class compare_subject {
     return std::move(subject).with(compare_result::greater, std::move(operand));
   }
 
- private:
+private:
   compare with(compare_result result, operand_type operand) && {
     comparison_.result = result;
     comparison_.target = Target;

@@ -31,7 +31,7 @@ struct response_op;
 /// calls append. The server refuses a branch that writes the same key twice, and by default more
 /// than 128 conditions or operations on one level.
 class txn {
- public:
+public:
   txn() = default;
 
   std::vector<conclave::compare> compare;
@@ -114,7 +114,7 @@ struct response_op {
 
   friend bool operator==(const response_op&, const response_op&) = default;
 
- private:
+private:
   template <class Response, class Held>
   static std::conditional_t<std::is_const_v<Held>, const Response&, Response&> as(Held& held) {
     if (auto* wanted = std::get_if<Response>(&held)) return *wanted;

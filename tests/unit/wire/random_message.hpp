@@ -30,7 +30,7 @@ inline std::uint64_t first_seed() {
 
 /// Values that are apt to break an encoding: extremes, small numbers, every bit length.
 class random_values {
- public:
+public:
   explicit random_values(std::uint64_t seed) : engine_{seed} {}
 
   /// A number below `bound`.
@@ -68,7 +68,7 @@ class random_values {
     return text;
   }
 
- private:
+private:
   std::mt19937_64 engine_;
 };
 

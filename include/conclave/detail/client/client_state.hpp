@@ -21,14 +21,15 @@ namespace conclave::detail::client {
 
 /// What all copies of a client share. The last handle's end closes the streams, behind itself.
 class client_state {
- public:
+public:
   explicit client_state(std::shared_ptr<engine::runtime> on)
       : runtime_(std::move(on)),
         keeper_(std::make_shared<engine::lease_keeper>(runtime_)),
         hub_(std::make_shared<engine::watch_hub>(runtime_)),
         lingering_(std::make_shared<engine::linger_list>(runtime_, standing_watch_time)) {}
 
-  /// How long a watch stands after its last use: opening one costs two round trips and a slower first hand-over.
+  /// How long a watch stands after its last use: opening one costs two round trips and a slower first
+  /// hand-over.
   static constexpr std::chrono::seconds standing_watch_time{30};
 
   client_state(const client_state&) = delete;
@@ -59,7 +60,8 @@ class client_state {
     if (auto found = std::static_pointer_cast<T>(slot.lock())) return found;
     std::shared_ptr<T> made = make();
     slot = made;
-    if (++inserted_ % 256 == 0) std::erase_if(shared_, [](const auto& each) { return each.second.expired(); });
+    if (++inserted_ % 256 == 0)
+      std::erase_if(shared_, [](const auto& each) { return each.second.expired(); });
     return made;
   }
 
@@ -79,7 +81,7 @@ class client_state {
     return std::max(now, last + 1);
   }
 
- private:
+private:
   std::shared_ptr<engine::runtime> runtime_;
   std::shared_ptr<engine::lease_keeper> keeper_;
   std::shared_ptr<engine::watch_hub> hub_;

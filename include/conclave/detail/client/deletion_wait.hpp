@@ -12,10 +12,11 @@
 
 namespace conclave::detail::client {
 
-/// Waits until a key is gone: watches from now, then reads; whatever happens after that read reaches the watch.
-/// On the strand.
-class deletion_wait final : public engine::watch_listener, public std::enable_shared_from_this<deletion_wait> {
- public:
+/// Waits until a key is gone: watches from now, then reads; whatever happens after that read reaches the
+/// watch. On the strand.
+class deletion_wait final : public engine::watch_listener,
+                            public std::enable_shared_from_this<deletion_wait> {
+public:
   using waiter = std::shared_ptr<engine::waiter<revision>>;
 
   /// `incarnation`: the create revision of the key meant; zero for the one that is found first.
@@ -43,16 +44,17 @@ class deletion_wait final : public engine::watch_listener, public std::enable_sh
     fail(std::make_exception_ptr(error(code, "Watch.Watch", "", 0, reason)));
   }
 
- private:
+private:
   static asio::awaitable<void> read(std::shared_ptr<deletion_wait> self) {
-    engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, self->client_->runtime()->seed()};
+    engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1},
+                          self->client_->runtime()->seed()};
     while (self->done_->waiting()) {
       std::exception_ptr failed;
       try {
         const range_response found =
             co_await engine::call(self->client_->runtime(), range(self->key_, {.keys_only = true}));
-        const bool gone = found.kvs.empty() ||
-                          (self->incarnation_ != 0 && found.kvs.front().create_revision != self->incarnation_);
+        const bool gone = found.kvs.empty() || (self->incarnation_ != 0 &&
+                                                found.kvs.front().create_revision != self->incarnation_);
         if (gone)
           self->finish(found.header.revision);
         else

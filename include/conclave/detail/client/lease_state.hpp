@@ -18,7 +18,8 @@
 
 namespace conclave::detail::client {
 
-/// Ends a lease behind whoever let go of it: tries until the server agrees or the lease's time is over anyway.
+/// Ends a lease behind whoever let go of it: tries until the server agrees or the lease's time is over
+/// anyway.
 inline asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, lease_id id,
                                            engine::time_point over) {
   engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
@@ -41,14 +42,15 @@ inline asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, 
 
 /// Something that lives by a lease: hears of its end, on the strand, once.
 class lease_part {
- public:
+public:
   virtual ~lease_part() = default;
   virtual void on_lease_end(errc why) = 0;
 };
 
-/// A lease that is kept alive, and who has to hear of its end. Unless said otherwise, members are for the strand.
+/// A lease that is kept alive, and who has to hear of its end. Unless said otherwise, members are for the
+/// strand.
 class lease_state final : public std::enable_shared_from_this<lease_state> {
- public:
+public:
   enum class phase { alive, lost, closed };
 
   lease_state(std::shared_ptr<client_state> of, lease_id id, engine::duration ttl, engine::time_point granted)
@@ -60,7 +62,9 @@ class lease_state final : public std::enable_shared_from_this<lease_state> {
 
   // Any thread.
   [[nodiscard]] const std::shared_ptr<client_state>& client() const noexcept { return client_; }
-  [[nodiscard]] const std::shared_ptr<engine::runtime>& runtime() const noexcept { return client_->runtime(); }
+  [[nodiscard]] const std::shared_ptr<engine::runtime>& runtime() const noexcept {
+    return client_->runtime();
+  }
   [[nodiscard]] lease_id id() const noexcept { return id_; }
   [[nodiscard]] engine::duration ttl() const noexcept { return ttl_; }
   [[nodiscard]] engine::time_point valid_until() const noexcept {
@@ -109,14 +113,15 @@ class lease_state final : public std::enable_shared_from_this<lease_state> {
   /// What recipes keep beside the lease, found by name, or made by `make`.
   template <class T, class Make>
   std::shared_ptr<T> part(const std::string& name, Make make) {
-    if (const auto found = parts_.find(name); found != parts_.end()) return std::static_pointer_cast<T>(found->second);
+    if (const auto found = parts_.find(name); found != parts_.end())
+      return std::static_pointer_cast<T>(found->second);
     std::shared_ptr<T> made = make();
     parts_.emplace(name, made);
     return made;
   }
   void drop_part(const std::string& name) { parts_.erase(name); }
 
- private:
+private:
   void end(phase how) {
     auto alive = phase::alive;
     if (!phase_.compare_exchange_strong(alive, how)) return;
@@ -137,8 +142,8 @@ class lease_state final : public std::enable_shared_from_this<lease_state> {
   std::unordered_map<std::string, std::shared_ptr<lease_part>> parts_;
 };
 
-/// Ends a kept lease for its owner: at once here, and on the server while the caller waits. When the server does
-/// not say, or the caller is cancelled, the attempts go on behind it.
+/// Ends a kept lease for its owner: at once here, and on the server while the caller waits. When the server
+/// does not say, or the caller is cancelled, the attempts go on behind it.
 inline asio::awaitable<void> revoke(std::shared_ptr<lease_state> state) {
   const auto on = state->runtime();
   const auto over = state->valid_until();
@@ -163,7 +168,7 @@ inline asio::awaitable<void> revoke(std::shared_ptr<lease_state> state) {
 
 /// What a handle to a kept lease owns: the last one's end revokes the lease behind itself.
 class lease_owner {
- public:
+public:
   explicit lease_owner(std::shared_ptr<lease_state> of) : state_(std::move(of)) {}
   lease_owner(const lease_owner&) = delete;
   lease_owner& operator=(const lease_owner&) = delete;
@@ -183,7 +188,7 @@ class lease_owner {
 
   [[nodiscard]] const std::shared_ptr<lease_state>& state() const noexcept { return state_; }
 
- private:
+private:
   std::shared_ptr<lease_state> state_;
 };
 

@@ -9,7 +9,7 @@ namespace conclave::detail::engine {
 
 /// Growing delays with jitter, so that many clients do not come back at the same moment.
 class backoff {
- public:
+public:
   using duration = std::chrono::steady_clock::duration;
 
   /// Delays grow from `first` to `most`, each within ± 25 %; `seed` decides the jitter.
@@ -28,7 +28,7 @@ class backoff {
 
   void reset() noexcept { next_ = first_; }
 
- private:
+private:
   duration first_;
   duration most_;
   duration next_;

@@ -17,7 +17,7 @@ namespace conclave::detail::engine {
 /// A client's part of the store: every key that it sends gets a prefix, every key that it receives loses it.
 /// Compatible with the namespaces of etcd's Go client.
 class key_space {
- public:
+public:
   explicit key_space(std::string prefix = {}) : prefix_(std::move(prefix)) {}
 
   [[nodiscard]] const std::string& prefix() const noexcept { return prefix_; }
@@ -88,7 +88,7 @@ class key_space {
   template <class Response>
   void leave(Response&) const noexcept {}
 
- private:
+private:
   std::string prefix_;
 };
 

@@ -19,10 +19,10 @@
 
 namespace conclave::detail::engine {
 
-/// Drives lease keepers: a stream for every few leases, since a server works through a stream one by one and a
-/// sick lease holds up its neighbours. On the strand.
+/// Drives lease keepers: a stream for every few leases, since a server works through a stream one by one and
+/// a sick lease holds up its neighbours. On the strand.
 class lease_keeper final : public std::enable_shared_from_this<lease_keeper> {
- public:
+public:
   struct listener {
     std::function<void(time_point valid_until)> on_renewed;
     std::function<void(lease_keeper_machine::loss)> on_lost;
@@ -57,7 +57,7 @@ class lease_keeper final : public std::enable_shared_from_this<lease_keeper> {
     home_.clear();
   }
 
- private:
+private:
   static constexpr std::size_t leases_per_stream = 32;
 
   struct shard {
@@ -96,7 +96,8 @@ class lease_keeper final : public std::enable_shared_from_this<lease_keeper> {
     stream_link::events events;
     // A link that was replaced is closed and says nothing more, so `where` is the shard it belongs to.
     events.on_open = [weak = weak_from_this(), &where] {
-      if (const auto self = weak.lock()) self->act(where, where.machine.on_stream_open(self->runtime_->now()));
+      if (const auto self = weak.lock())
+        self->act(where, where.machine.on_stream_open(self->runtime_->now()));
     };
     events.on_message = [weak = weak_from_this(), &where](const std::string& bytes) {
       if (const auto self = weak.lock()) self->receive(where, bytes);

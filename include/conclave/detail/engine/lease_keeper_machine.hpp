@@ -16,16 +16,18 @@
 
 namespace conclave::detail::engine {
 
-/// Keeps the leases of one keepalive stream alive, and knows for each until when its holder may believe in it.
-/// Pure: events and times go in, actions come out.
+/// Keeps the leases of one keepalive stream alive, and knows for each until when its holder may believe in
+/// it. Pure: events and times go in, actions come out.
 ///
-/// * A lease counts as valid until *send time of the answered keepalive + TTL in the answer − margin*: the server
+/// * A lease counts as valid until *send time of the answered keepalive + TTL in the answer − margin*: the
+/// server
 ///   starts its own clock later than we sent, so we give up before it can.
-/// * Renewal at a third of the TTL. An answer that does not come in time makes the stream suspect: it is closed
+/// * Renewal at a third of the TTL. An answer that does not come in time makes the stream suspect: it is
+/// closed
 ///   and opened anew, and all that was under way is sent again.
 /// * A lost lease is lost for good.
 class lease_keeper_machine {
- public:
+public:
   using time_point = std::chrono::steady_clock::time_point;
   using duration = std::chrono::steady_clock::duration;
 
@@ -157,7 +159,8 @@ class lease_keeper_machine {
     if (found == leases_.end()) return out;
     if (exists) {
       found->second.confirming = false;
-      found->second.next_send = now + std::min<duration>(found->second.ttl / 6, std::chrono::milliseconds{200});
+      found->second.next_send =
+          now + std::min<duration>(found->second.ttl / 6, std::chrono::milliseconds{200});
     } else {
       leases_.erase(found);
       out.emplace_back(lost{id, loss::not_found});
@@ -188,7 +191,7 @@ class lease_keeper_machine {
     return out;
   }
 
- private:
+private:
   enum class stream_state { closed, opening, open, waiting };
 
   struct lease {

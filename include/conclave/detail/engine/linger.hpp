@@ -12,20 +12,20 @@ namespace conclave::detail::engine {
 
 /// Something that is worth keeping for a while after its last use, such as a standing watch.
 class lingering {
- public:
+public:
   virtual ~lingering() = default;
   [[nodiscard]] virtual bool in_use() const = 0;
   /// It has not been used for the whole time.
   virtual void on_forgotten() {}
 
- private:
+private:
   friend class linger_list;
   time_point idle_since_;
 };
 
 /// Keeps what is not in use for a while. On the strand.
 class linger_list final : public std::enable_shared_from_this<linger_list> {
- public:
+public:
   explicit linger_list(std::shared_ptr<runtime> on, duration time) : runtime_(std::move(on)), time_(time) {}
 
   /// Call it when the last user has gone.
@@ -47,7 +47,7 @@ class linger_list final : public std::enable_shared_from_this<linger_list> {
     }
   }
 
- private:
+private:
   struct entry {
     std::shared_ptr<lingering> what;
     runtime::timer_id timer;

@@ -40,10 +40,11 @@ struct runtime_options {
 
 /// What everything of one client runs on: a strand, one timer queue, the servers, and calls to them.
 class runtime final : public std::enable_shared_from_this<runtime>, public rpc::context_member {
- public:
+public:
   static std::shared_ptr<runtime> make(const asio::any_io_executor& executor,
                                        std::vector<std::shared_ptr<rpc::transport>> servers,
-                                       std::shared_ptr<rpc::clock> clock, key_space keys, runtime_options options) {
+                                       std::shared_ptr<rpc::clock> clock, key_space keys,
+                                       runtime_options options) {
     auto self = std::make_shared<runtime>(private_tag{}, executor, std::move(servers), std::move(clock),
                                           std::move(keys), options);
     self->attached_ = self->service_.add(*self);
@@ -52,8 +53,9 @@ class runtime final : public std::enable_shared_from_this<runtime>, public rpc::
   }
 
   struct private_tag {};
-  runtime(private_tag, const asio::any_io_executor& executor, std::vector<std::shared_ptr<rpc::transport>> servers,
-          std::shared_ptr<rpc::clock> clock, key_space keys, runtime_options options)
+  runtime(private_tag, const asio::any_io_executor& executor,
+          std::vector<std::shared_ptr<rpc::transport>> servers, std::shared_ptr<rpc::clock> clock,
+          key_space keys, runtime_options options)
       : service_(rpc::context_service::of(executor)),
         strand_(asio::make_strand(executor)),
         servers_(std::move(servers)),
@@ -129,7 +131,7 @@ class runtime final : public std::enable_shared_from_this<runtime>, public rpc::
 
   [[nodiscard]] std::uint64_t seed() { return clock_->entropy(); }
 
- private:
+private:
   void arm() {
     if (!timer_ || timers_.empty()) return;
     const auto first = timers_.begin()->first;
@@ -180,9 +182,9 @@ class runtime final : public std::enable_shared_from_this<runtime>, public rpc::
   std::optional<time_point> armed_;
 };
 
-/// Suspends the calling coroutine, on whatever executor it runs, until what `start` set in motion completes it.
-/// `start(std::shared_ptr<waiter<T>>)` runs on the strand. Cancellation resumes the coroutine promptly with
-/// `cancelled`. `start` must be a named object, moved in.
+/// Suspends the calling coroutine, on whatever executor it runs, until what `start` set in motion completes
+/// it. `start(std::shared_ptr<waiter<T>>)` runs on the strand. Cancellation resumes the coroutine promptly
+/// with `cancelled`. `start` must be a named object, moved in.
 template <class T, class Start>
 asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
   if (on->stopped()) throw error(errc::client_closed);
@@ -233,7 +235,8 @@ inline asio::awaitable<std::shared_ptr<rpc::transport>> connected_server(std::sh
   while (true) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - on->now());
     if (left.count() <= 0) break;
-    const auto slice = std::min(left, std::max<std::chrono::milliseconds>(limit / 4, std::chrono::milliseconds{500}));
+    const auto slice =
+        std::min(left, std::max<std::chrono::milliseconds>(limit / 4, std::chrono::milliseconds{500}));
     rpc::transport* const asked = server.get();
     auto start = [asked, slice](std::unique_ptr<rpc::receiver<bool>> receiver) {
       asked->connect(slice, std::move(receiver));
@@ -263,8 +266,8 @@ inline rpc::metadata headers_for(const status_request&) { return {}; }
 
 }  // namespace impl
 
-/// One call to the store, from any executor. Calls that certainly had no effect are repeated while there is time.
-/// Throws `error`.
+/// One call to the store, from any executor. Calls that certainly had no effect are repeated while there is
+/// time. Throws `error`.
 template <class Request>
 asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Request request) {
   using method = rpc::method<Request>;
@@ -277,7 +280,8 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
   std::optional<backoff> pause;
   while (true) {
     auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - on->now());
-    const auto connect_limit = std::min(on->options().connect_timeout, std::max(left, std::chrono::milliseconds{1}));
+    const auto connect_limit =
+        std::min(on->options().connect_timeout, std::max(left, std::chrono::milliseconds{1}));
     const std::shared_ptr<rpc::transport> server = co_await impl::connected_server(on, connect_limit);
     left = std::max(std::chrono::milliseconds{1},
                     std::chrono::duration_cast<std::chrono::milliseconds>(deadline - on->now()));
@@ -297,7 +301,8 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
     impl::throw_if_cancelled(co_await asio::this_coro::cancellation_state);
     auto code = rpc::classify(result.state, kind);
     // A server that is going away cancels; nobody here did.
-    if (code == errc::cancelled) code = kind == rpc::call_kind::write ? errc::outcome_unknown : errc::unavailable;
+    if (code == errc::cancelled)
+      code = kind == rpc::call_kind::write ? errc::outcome_unknown : errc::unavailable;
     if (code == errc::unavailable) {
       on->avoid(*server);
       if (!pause) pause.emplace(std::chrono::milliseconds{20}, std::chrono::milliseconds{500}, on->seed());
@@ -307,7 +312,8 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
         continue;
       }
     }
-    throw error(code, method::name, server->endpoint(), static_cast<int>(result.state.code), result.state.message);
+    throw error(code, method::name, server->endpoint(), static_cast<int>(result.state.code),
+                result.state.message);
   }
 }
 

@@ -14,10 +14,10 @@
 
 namespace conclave::detail::engine {
 
-/// One life of a stream: connects, opens, sends what is queued in order, passes on what comes in, and says how it
-/// ended. On the strand; after `close` it says nothing more.
+/// One life of a stream: connects, opens, sends what is queued in order, passes on what comes in, and says
+/// how it ended. On the strand; after `close` it says nothing more.
 class stream_link final : public std::enable_shared_from_this<stream_link> {
- public:
+public:
   struct events {
     std::function<void()> on_open;
     std::function<void(std::string)> on_message;
@@ -43,7 +43,7 @@ class stream_link final : public std::enable_shared_from_this<stream_link> {
     if (duplex_) duplex_->cancel();
   }
 
- private:
+private:
   static asio::awaitable<void> run(std::shared_ptr<stream_link> self, const char* path) {
     auto& on = self->runtime_;
     rpc::status ended{rpc::status_code::unavailable, "not connected"};

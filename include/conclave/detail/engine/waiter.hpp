@@ -19,13 +19,14 @@ template <class T>
 using outcome = std::variant<T, std::exception_ptr>;
 
 /// A coroutine, on whatever executor, that waits for something which happens on a strand. All members but the
-/// cancellation are for that strand; the coroutine is resumed by a post to its own executor. That executor's context
-/// may be destroyed meanwhile, on a thread of its own: the coroutine is dropped then, and the strand told.
+/// cancellation are for that strand; the coroutine is resumed by a post to its own executor. That executor's
+/// context may be destroyed meanwhile, on a thread of its own: the coroutine is dropped then, and the strand
+/// told.
 template <class T>
 class waiter final : public rpc::context_member,
                      public rpc::cancellable,
                      public std::enable_shared_from_this<waiter<T>> {
- public:
+public:
   /// False when the strand runs nothing any more.
   using strand_post = std::function<bool(std::function<void()>)>;
 
@@ -50,8 +51,8 @@ class waiter final : public rpc::context_member,
     return receiver_ != nullptr;
   }
 
-  /// Runs on the strand when the coroutine is cancelled, before it is resumed, or dropped: take the waiter out of
-  /// whatever list it stands in.
+  /// Runs on the strand when the coroutine is cancelled, before it is resumed, or dropped: take the waiter
+  /// out of whatever list it stands in.
   void on_cancel(std::function<void()> forget) {
     if (waiting()) forget_ = std::move(forget);
   }
@@ -66,7 +67,7 @@ class waiter final : public rpc::context_member,
   bool fail(std::exception_ptr why) { return finish(outcome<T>{std::in_place_index<1>, std::move(why)}); }
   bool fail(errc code) { return waiting() && fail(std::make_exception_ptr(error(code))); }
 
- private:
+private:
   bool finish(outcome<T> value) {
     std::unique_ptr<rpc::receiver<outcome<T>>> receiver;
     {

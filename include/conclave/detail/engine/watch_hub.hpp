@@ -17,7 +17,7 @@ namespace conclave::detail::engine {
 
 /// Who hears of a watch. Called on the strand; the listener may add and remove watches meanwhile.
 class watch_listener {
- public:
+public:
   virtual ~watch_listener() = default;
   /// See `watch_hub_machine::created`: whoever watches from now reads the state now.
   virtual void on_created() = 0;
@@ -29,7 +29,7 @@ class watch_listener {
 
 /// Drives the watches of a client, all on one stream. On the strand.
 class watch_hub final : public std::enable_shared_from_this<watch_hub> {
- public:
+public:
   using handle = watch_hub_machine::handle;
   using spec = watch_hub_machine::spec;
 
@@ -57,7 +57,7 @@ class watch_hub final : public std::enable_shared_from_this<watch_hub> {
     listeners_.clear();
   }
 
- private:
+private:
   void act(watch_hub_machine::actions what) {
     for (auto& each : what) {
       if (closed_) return;
@@ -137,10 +137,17 @@ class watch_hub final : public std::enable_shared_from_this<watch_hub> {
     link_.reset();
     std::optional<errc> fatal;
     switch (how.code) {
-      case rpc::status_code::permission_denied: fatal = errc::permission_denied; break;
-      case rpc::status_code::unauthenticated: fatal = errc::unauthenticated; break;
-      case rpc::status_code::unimplemented: fatal = errc::unimplemented; break;
-      default: break;
+      case rpc::status_code::permission_denied:
+        fatal = errc::permission_denied;
+        break;
+      case rpc::status_code::unauthenticated:
+        fatal = errc::unauthenticated;
+        break;
+      case rpc::status_code::unimplemented:
+        fatal = errc::unimplemented;
+        break;
+      default:
+        break;
     }
     act(machine_.on_stream_closed(runtime_->now(), fatal, how.message));
   }

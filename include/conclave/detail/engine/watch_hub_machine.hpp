@@ -19,13 +19,14 @@
 
 namespace conclave::detail::engine {
 
-/// Carries many watches on one stream and resumes them over reconnects. Pure: messages and times go in, actions
-/// come out.
+/// Carries many watches on one stream and resumes them over reconnects. Pure: messages and times go in,
+/// actions come out.
 ///
 /// Two kinds of watch: one that *resumes* loses nothing, and ends when what it missed has been compacted; one
-/// *from now* starts anew after every gap and says so by `created`, upon which its owner reads the state again.
+/// *from now* starts anew after every gap and says so by `created`, upon which its owner reads the state
+/// again.
 class watch_hub_machine {
- public:
+public:
   using time_point = std::chrono::steady_clock::time_point;
   using handle = std::uint64_t;
 
@@ -50,7 +51,8 @@ class watch_hub_machine {
     watch_request request;
     friend bool operator==(const send&, const send&) = default;
   };
-  /// The server serves the watch; everything after this is delivered. For a watch from now: read the state now.
+  /// The server serves the watch; everything after this is delivered. For a watch from now: read the state
+  /// now.
   struct created {
     handle watch = 0;
     friend bool operator==(const created&, const created&) = default;
@@ -124,8 +126,10 @@ class watch_hub_machine {
     return out;
   }
 
-  /// The stream ended. A stream that ends, even with OK, is a fault; `fatal` is set when trying again cannot help.
-  actions on_stream_closed(time_point now, std::optional<errc> fatal = std::nullopt, const std::string& reason = {}) {
+  /// The stream ended. A stream that ends, even with OK, is a fault; `fatal` is set when trying again cannot
+  /// help.
+  actions on_stream_closed(time_point now, std::optional<errc> fatal = std::nullopt,
+                           const std::string& reason = {}) {
     actions out;
     if (stream_ == stream_state::closed) return out;
     for (auto& [id, each] : watches_) reset(each);
@@ -204,7 +208,7 @@ class watch_hub_machine {
     return out;
   }
 
- private:
+private:
   enum class stream_state { closed, opening, open, waiting };
 
   struct watch {
@@ -236,7 +240,8 @@ class watch_hub_machine {
 
   void create(handle id, watch& each, actions& out) {
     reset(each);
-    each.wire_id = next_wire_id_++;  // ids are never used twice on a stream: late events would hit the wrong watch
+    each.wire_id =
+        next_wire_id_++;  // ids are never used twice on a stream: late events would hit the wrong watch
     watch_create_request request;
     request.key = each.what.key;
     request.range_end = each.what.range_end;
@@ -261,7 +266,8 @@ class watch_hub_machine {
 
   void on_created(watch_response& message, time_point now, actions& out) {
     // Creates are answered in their order; a refused one carries no id.
-    if (outstanding_.empty() || (message.watch_id != -1 && message.watch_id != outstanding_.front().wire_id)) {
+    if (outstanding_.empty() ||
+        (message.watch_id != -1 && message.watch_id != outstanding_.front().wire_id)) {
       distrust(now, out);
       return;
     }
@@ -290,13 +296,16 @@ class watch_hub_machine {
   }
 
   void deliver(handle id, watch& each, std::vector<event> batch, time_point now, actions& out) {
-    const bool complete = std::all_of(batch.begin(), batch.end(), [](const event& e) { return e.kv.has_value(); });
+    const bool complete =
+        std::all_of(batch.begin(), batch.end(), [](const event& e) { return e.kv.has_value(); });
     // Servers have sent events twice, and events from before the start of a watch.
-    if (complete) std::erase_if(batch, [&](const event& e) { return e.kv->mod_revision < each.next_revision; });
+    if (complete)
+      std::erase_if(batch, [&](const event& e) { return e.kv->mod_revision < each.next_revision; });
     if (batch.empty()) return;
-    const bool ordered = complete && std::is_sorted(batch.begin(), batch.end(), [](const event& a, const event& b) {
-                           return a.kv->mod_revision < b.kv->mod_revision;
-                         });
+    const bool ordered =
+        complete && std::is_sorted(batch.begin(), batch.end(), [](const event& a, const event& b) {
+          return a.kv->mod_revision < b.kv->mod_revision;
+        });
     if (!ordered) {
       distrust(now, out);
       return;

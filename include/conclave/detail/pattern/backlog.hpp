@@ -23,13 +23,13 @@
 
 namespace conclave::detail::pattern {
 
-/// The local consumers of one queue, served together: one watch, one view of what waits, and one transaction at a
-/// time which claims as many of the oldest items as there are consumers. Each claim is nested with a compare of its
-/// own: where another process was faster, just that item is not ours. On the strand.
+/// The local consumers of one queue, served together: one watch, one view of what waits, and one transaction
+/// at a time which claims as many of the oldest items as there are consumers. Each claim is nested with a
+/// compare of its own: where another process was faster, just that item is not ours. On the strand.
 class backlog final : public engine::watch_listener,
                       public engine::lingering,
                       public std::enable_shared_from_this<backlog> {
- public:
+public:
   /// An item that was claimed.
   struct claimed {
     std::string key;
@@ -62,7 +62,8 @@ class backlog final : public engine::watch_listener,
 
   /// Items that a consumer got at the very moment at which it was cancelled: they go to the next one.
   void give_back(std::vector<claimed> items) {
-    spare_.insert(spare_.begin(), std::make_move_iterator(items.begin()), std::make_move_iterator(items.end()));
+    spare_.insert(spare_.begin(), std::make_move_iterator(items.begin()),
+                  std::make_move_iterator(items.end()));
     pump();
     rest();
   }
@@ -96,12 +97,12 @@ class backlog final : public engine::watch_listener,
     watch_failed(std::make_exception_ptr(error(code, "Watch.Watch", "", 0, reason)));
   }
 
- private:
+private:
   struct consumer {
     waiter who;
     std::size_t most = 1;
-    /// Set for one that does not wait: how many listings had been begun when it came. It is told "nothing" only
-    /// by a later one.
+    /// Set for one that does not wait: how many listings had been begun when it came. It is told "nothing"
+    /// only by a later one.
     std::optional<std::uint64_t> listings_before;
 
     [[nodiscard]] bool waits() const noexcept { return !listings_before.has_value(); }
@@ -134,12 +135,13 @@ class backlog final : public engine::watch_listener,
     if (in_use()) return;
     if (!spare_.empty() && !put_back_timer_) {
       // A consumer that comes soon gets them in their order; otherwise they go back to the store.
-      put_back_timer_ = runtime_->at(runtime_->now() + std::chrono::milliseconds{500}, [weak = weak_from_this()] {
-        const auto self = weak.lock();
-        if (!self) return;
-        self->put_back_timer_.reset();
-        if (self->consumers_.empty()) self->put_back();
-      });
+      put_back_timer_ =
+          runtime_->at(runtime_->now() + std::chrono::milliseconds{500}, [weak = weak_from_this()] {
+            const auto self = weak.lock();
+            if (!self) return;
+            self->put_back_timer_.reset();
+            if (self->consumers_.empty()) self->put_back();
+          });
     }
     if (const auto list = lingering_.lock())
       list->idle(shared_from_this());
@@ -186,11 +188,13 @@ class backlog final : public engine::watch_listener,
   }
 
   [[nodiscard]] bool any_that_does_not_wait() const {
-    return std::any_of(consumers_.begin(), consumers_.end(), [](const consumer& each) { return !each.waits(); });
+    return std::any_of(consumers_.begin(), consumers_.end(),
+                       [](const consumer& each) { return !each.waits(); });
   }
 
-  /// Those that wait need the watch. The others must not: there may be no server to be watched for a long time. A
-  /// listing serves them as well; what it says may be old when they claim, and the claims are guarded.
+  /// Those that wait need the watch. The others must not: there may be no server to be watched for a long
+  /// time. A listing serves them as well; what it says may be old when they claim, and the claims are
+  /// guarded.
   [[nodiscard]] bool served() const { return !consumers_.empty() && (watching_ || any_that_does_not_wait()); }
 
   /// An event of our own is under way that may go before all the others.
@@ -212,14 +216,13 @@ class backlog final : public engine::watch_listener,
     const bool by_commit = self->machine_.grammar().sorted() == backlog_grammar::order::by_commit;
     const auto number = ++self->listings_begun_;
     const range_response found = co_await engine::call(
-        self->runtime_,
-        range_prefix(self->machine_.grammar().prefix(),
-                     {.limit = static_cast<std::int64_t>(self->machine_.most_items()),
-                      .order = sort_order::ascend,
-                      .target = by_commit ? sort_target::mod : sort_target::key,
-                      .keys_only = true}));
-    // A page without an item that is sure to be among the first hides what is behind it: read on. (The server's
-    // order within a revision is arbitrary, so that the last one's items do not count.)
+        self->runtime_, range_prefix(self->machine_.grammar().prefix(),
+                                     {.limit = static_cast<std::int64_t>(self->machine_.most_items()),
+                                      .order = sort_order::ascend,
+                                      .target = by_commit ? sort_target::mod : sort_target::key,
+                                      .keys_only = true}));
+    // A page without an item that is sure to be among the first hides what is behind it: read on. (The
+    // server's order within a revision is arbitrary, so that the last one's items do not count.)
     const auto last = by_commit && found.more && !found.kvs.empty() ? found.kvs.back().mod_revision : 0;
     const bool hidden = std::none_of(found.kvs.begin(), found.kvs.end(), [&](const key_value& each) {
       return self->machine_.grammar().is_item(each.key) && each.mod_revision != last;
@@ -240,8 +243,7 @@ class backlog final : public engine::watch_listener,
     bool more = true;
     while (more) {
       range_response page = co_await engine::call(
-          self->runtime_,
-          range_interval(from, end, {.limit = 5000, .revision = at, .keys_only = true}));
+          self->runtime_, range_interval(from, end, {.limit = 5000, .revision = at, .keys_only = true}));
       more = page.more && !page.kvs.empty();
       if (more) {
         from = page.kvs.back().key;
@@ -281,7 +283,8 @@ class backlog final : public engine::watch_listener,
     const auto unknown = std::max<std::size_t>(1, limit / largest_value);
     const auto items = self->machine_.first(std::min(wanted, most_claims), unknown);
     txn request;
-    if (self->machine_.grammar().sorted() == backlog_grammar::order::by_key && self->machine_.foreign() == 0) {
+    if (self->machine_.grammar().sorted() == backlog_grammar::order::by_key &&
+        self->machine_.foreign() == 0) {
       // Nothing that goes before may have come unseen: the range before the first, and between two, is empty.
       std::string from = self->machine_.grammar().prefix();
       for (const auto& each : items) {
@@ -373,13 +376,14 @@ class backlog final : public engine::watch_listener,
   /// Items that were claimed for a consumer which has left go back under their keys.
   void put_back() {
     if (spare_.empty()) return;
-    std::vector<claimed> items(std::make_move_iterator(spare_.begin()), std::make_move_iterator(spare_.end()));
+    std::vector<claimed> items(std::make_move_iterator(spare_.begin()),
+                               std::make_move_iterator(spare_.end()));
     spare_.clear();
     runtime_->spawn(put_back_all(runtime_, machine_.grammar().sorted(), std::move(items)));
   }
 
-  /// Puts an item back under its key, which is free. A priority's own key is touched as by any producer: another
-  /// one that has read the last number would write over this item otherwise (Go's does not look).
+  /// Puts an item back under its key, which is free. A priority's own key is touched as by any producer:
+  /// another one that has read the last number would write over this item otherwise (Go's does not look).
   static txn put_request_for(const claimed& each, backlog_grammar::order sorted) {
     txn request;
     request.when(create_revision(each.key) == 0).then(put(each.key, each.value));
@@ -389,8 +393,8 @@ class backlog final : public engine::watch_listener,
     return request;
   }
 
-  static asio::awaitable<void> put_back_all(std::shared_ptr<engine::runtime> on, backlog_grammar::order sorted,
-                                            std::vector<claimed> items) {
+  static asio::awaitable<void> put_back_all(std::shared_ptr<engine::runtime> on,
+                                            backlog_grammar::order sorted, std::vector<claimed> items) {
     for (auto& each : items) {
       engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
       const auto give_up = on->now() + std::chrono::seconds{30};
@@ -403,7 +407,8 @@ class backlog final : public engine::watch_listener,
           each.key += '0';
           continue;
         } catch (const error& e) {
-          // After a lost answer the item may be there, or taken already: putting it twice would deliver it twice.
+          // After a lost answer the item may be there, or taken already: putting it twice would deliver it
+          // twice.
           if (e.code() == errc::outcome_unknown) break;
           // A full store may refuse what it has just written: a key that is there now is ours.
           refused = refused || e.code() == errc::no_space;

@@ -19,10 +19,11 @@ namespace conclave::detail::pattern {
 
 /// The keys of queued items, as etcd's Go package writes them. Anything else below the prefix is no item.
 class backlog_grammar {
- public:
+public:
   enum class order {
     by_commit,  ///< `NAME/` and a time in decimal; the order is that of the mod revisions.
-    by_key,     ///< `NAME/`, five digits of priority, `/`, sixteen digits or more; the order is that of the keys.
+    by_key,     ///< `NAME/`, five digits of priority, `/`, sixteen digits or more; the order is that of the
+                ///< keys.
   };
 
   backlog_grammar(std::string_view name, order sorted) : prefix_(name), order_(sorted) { prefix_ += '/'; }
@@ -37,7 +38,7 @@ class backlog_grammar {
     return key.size() >= 22 && key[5] == '/' && all_digits(key.substr(0, 5)) && all_digits(key.substr(6));
   }
 
- private:
+private:
   static bool all_digits(std::string_view text) noexcept {
     return std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
   }
@@ -46,13 +47,13 @@ class backlog_grammar {
   order order_;
 };
 
-/// What a client knows of a queue: a window on its oldest items, bounded in number and in bytes, kept up to date
-/// by a watch. Pure.
+/// What a client knows of a queue: a window on its oldest items, bounded in number and in bytes, kept up to
+/// date by a watch. Pure.
 ///
-/// While `complete`, the window is all there is. Otherwise there is more behind it, and when it runs empty the
-/// queue has to be listed anew.
+/// While `complete`, the window is all there is. Otherwise there is more behind it, and when it runs empty
+/// the queue has to be listed anew.
 class backlog_machine {
- public:
+public:
   struct item {
     std::string key;
     revision mod_revision = 0;
@@ -72,16 +73,17 @@ class backlog_machine {
     listing_ = true;
   }
 
-  /// What was known may have changed unseen. A listing that is being read may be from before that: it is worthless.
+  /// What was known may have changed unseen. A listing that is being read may be from before that: it is
+  /// worthless.
   void forget() {
     live_ = false;
     listing_ = false;
     early_.clear();
   }
 
-  /// The first keys below the prefix, in the queue's order, at revision `at`, read after `begin`; `more` if there
-  /// are others behind them; `foreign` that were no items have been left out. False, and nothing is known, if the
-  /// listing became worthless meanwhile.
+  /// The first keys below the prefix, in the queue's order, at revision `at`, read after `begin`; `more` if
+  /// there are others behind them; `foreign` that were no items have been left out. False, and nothing is
+  /// known, if the listing became worthless meanwhile.
   bool snapshot(std::vector<key_value> keys, bool more, revision at, std::size_t foreign = 0) {
     if (!listing_) return false;
     listing_ = false;
@@ -126,7 +128,8 @@ class backlog_machine {
   /// Keys in the last listing that are no items.
   [[nodiscard]] std::size_t foreign() const noexcept { return foreign_; }
 
-  /// The oldest items, at most `count`. Those whose value has to be asked for number at most `unknown_values`.
+  /// The oldest items, at most `count`. Those whose value has to be asked for number at most
+  /// `unknown_values`.
   [[nodiscard]] std::vector<item> first(std::size_t count, std::size_t unknown_values) const {
     std::vector<item> out;
     for (const auto& [where, each] : items_) {
@@ -140,10 +143,11 @@ class backlog_machine {
   /// The item was taken, by us or by others.
   void taken(const std::string& key, revision mod_revision) {
     const auto found = positions_.find(key);
-    if (found != positions_.end() && items_.find(found->second)->second.mod_revision <= mod_revision) erase(found);
+    if (found != positions_.end() && items_.find(found->second)->second.mod_revision <= mod_revision)
+      erase(found);
   }
 
- private:
+private:
   /// By commit: (mod revision, key). By key: (0, key).
   using position = std::pair<revision, std::string>;
 

@@ -20,34 +20,36 @@ namespace conclave::detail::pattern {
 /// The keys of a line: `NAME/` and the participant's lease id in lower-case hexadecimal, as etcd's Go package
 /// writes them. Anything else below the prefix is not a participant.
 class line_grammar {
- public:
+public:
   explicit line_grammar(std::string_view name) : prefix_(name) { prefix_ += '/'; }
 
   [[nodiscard]] const std::string& prefix() const noexcept { return prefix_; }
 
   [[nodiscard]] std::string key(lease_id lease) const {
     char digits[16];
-    const auto end = std::to_chars(std::begin(digits), std::end(digits), static_cast<std::uint64_t>(lease), 16);
+    const auto end =
+        std::to_chars(std::begin(digits), std::end(digits), static_cast<std::uint64_t>(lease), 16);
     return prefix_ + std::string(std::begin(digits), end.ptr);
   }
 
   [[nodiscard]] bool is_participant(std::string_view key) const noexcept {
-    if (key.size() <= prefix_.size() || key.size() > prefix_.size() + 16 || !key.starts_with(prefix_)) return false;
+    if (key.size() <= prefix_.size() || key.size() > prefix_.size() + 16 || !key.starts_with(prefix_))
+      return false;
     key.remove_prefix(prefix_.size());
     return std::all_of(key.begin(), key.end(),
                        [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
   }
 
- private:
+private:
   std::string prefix_;
 };
 
 /// Who stands in a line, as told by a watch and a read. Pure.
 ///
-/// After `begin` events are kept until the `snapshot` that was read later: what the snapshot includes is dropped.
-/// From then on the state is that of revision `applied`.
+/// After `begin` events are kept until the `snapshot` that was read later: what the snapshot includes is
+/// dropped. From then on the state is that of revision `applied`.
 class line_machine {
- public:
+public:
   explicit line_machine(line_grammar grammar) : grammar_(std::move(grammar)) {}
 
   /// The watch is in place, anew: what was known may have changed unseen.
@@ -108,7 +110,7 @@ class line_machine {
   [[nodiscard]] std::size_t foreign() const noexcept { return foreign_; }
   [[nodiscard]] const line_grammar& grammar() const noexcept { return grammar_; }
 
- private:
+private:
   bool apply(const event& each) {
     const auto& kv = *each.kv;
     if (kv.mod_revision <= applied_ && !same_revision(kv.mod_revision)) return false;

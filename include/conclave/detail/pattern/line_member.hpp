@@ -46,17 +46,17 @@ struct released {
   std::optional<txn_response> answer;
 };
 
-/// A session's one place in a line, and the coroutines of this process that stand in line for it. What goes to
-/// the server is done by coroutines of its own on the strand, which nobody cancels: a user who gives up leaves at
-/// once, and the place passes to the next local waiter or is given up behind the user's back.
+/// A session's one place in a line, and the coroutines of this process that stand in line for it. What goes
+/// to the server is done by coroutines of its own on the strand, which nobody cancels: a user who gives up
+/// leaves at once, and the place passes to the next local waiter or is given up behind the user's back.
 ///
-///     idle ──enter──▶ joining ──▶ standing ──admitted──▶ held ──release──▶ leaving ──▶ idle, or joining again
+///     idle ──enter──▶ joining ──▶ standing ──admitted──▶ held ──release──▶ leaving ──▶ idle, or joining
 ///
 /// Algorithm: etcd's lock (one key per session, order by create revision); waiting by a standing watch.
 class line_member final : public client::lease_part,
                           public line_view::member,
                           public std::enable_shared_from_this<line_member> {
- public:
+public:
   /// A null hold: not admitted, and no failure.
   using waiter = std::shared_ptr<engine::waiter<std::shared_ptr<hold>>>;
   using release_waiter = std::shared_ptr<engine::waiter<released>>;
@@ -72,8 +72,8 @@ class line_member final : public client::lease_part,
           return std::make_shared<line_view>(*of->client(), grammar_);
         })) {}
 
-  /// A guard of the user's may be the last to go, on any thread: by then the strand has detached this, unless the
-  /// strand is no more.
+  /// A guard of the user's may be the last to go, on any thread: by then the strand has detached this, unless
+  /// the strand is no more.
   ~line_member() override { detach(); }
 
   /// Stands in line until admitted.
@@ -135,7 +135,9 @@ class line_member final : public client::lease_part,
   void on_view_change() override {
     const auto self = shared_from_this();
     switch (phase_) {
-      case phase::standing: evaluate(); break;
+      case phase::standing:
+        evaluate();
+        break;
       case phase::held:
         if (hold_ && !hold_->releasing && gone(hold_->token)) lose(make_error_code(errc::lock_lost));
         break;
@@ -145,7 +147,8 @@ class line_member final : public client::lease_part,
         break;
       case phase::joining:
       case phase::leaving:
-      case phase::ended: break;
+      case phase::ended:
+        break;
     }
   }
 
@@ -156,7 +159,7 @@ class line_member final : public client::lease_part,
     leave(std::nullopt, nullptr);
   }
 
- private:
+private:
   enum class phase { idle, joining, standing, held, leaving, ended };
 
   struct local {
@@ -185,7 +188,8 @@ class line_member final : public client::lease_part,
   };
 
   [[nodiscard]] txn join_request() const {
-    const range_options first{.limit = 1, .order = sort_order::ascend, .target = sort_target::create, .keys_only = true};
+    const range_options first{
+        .limit = 1, .order = sort_order::ascend, .target = sort_target::create, .keys_only = true};
     txn request;
     request.when(create_revision(key_) == 0)
         .then(put(key_, "", {.lease = lease_id_}), range_prefix(grammar_.prefix(), first))

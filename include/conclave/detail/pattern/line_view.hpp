@@ -39,16 +39,16 @@ inline asio::awaitable<range_response> read_keys(std::shared_ptr<engine::runtime
 class line_view final : public engine::watch_listener,
                         public engine::lingering,
                         public std::enable_shared_from_this<line_view> {
- public:
+public:
   /// A local participant.
   class member {
-   public:
+  public:
     /// Its standing, or what is known about it, may have changed.
     virtual void on_view_change() = 0;
     /// The line cannot be watched.
     virtual void on_view_failed(std::exception_ptr why) = 0;
 
-   protected:
+  protected:
     ~member() = default;
   };
 
@@ -101,7 +101,7 @@ class line_view final : public engine::watch_listener,
     fail(std::make_exception_ptr(error(code, "Watch.Watch", "", 0, reason)));
   }
 
- private:
+private:
   static asio::awaitable<void> read(std::shared_ptr<line_view> self, std::uint64_t round) {
     const auto on = self->runtime_;
     engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, on->seed()};
@@ -115,7 +115,8 @@ class line_view final : public engine::watch_listener,
           if (self->members_.contains(key)) who->on_view_change();
         co_return;
       } catch (const error& e) {
-        const bool again = rpc::worth_retrying(static_cast<errc>(e.code().value())) || e.code() == errc::compacted;
+        const bool again =
+            rpc::worth_retrying(static_cast<errc>(e.code().value())) || e.code() == errc::compacted;
         if (!again) failed = std::current_exception();
       }
       if (failed) {

@@ -20,13 +20,14 @@
 
 namespace conclave::detail::pattern {
 
-/// The local producers of one priority of one queue. Items are numbered; whoever adds some must touch the priority's
-/// own key in the same transaction, on the condition that nobody else did since the last number was read. So that
-/// local producers do not conflict with each other, what has gathered goes in one transaction at a time.
+/// The local producers of one priority of one queue. Items are numbered; whoever adds some must touch the
+/// priority's own key in the same transaction, on the condition that nobody else did since the last number
+/// was read. So that local producers do not conflict with each other, what has gathered goes in one
+/// transaction at a time.
 ///
 /// Algorithm: etcd's priority queue recipe, whose programs may enqueue meanwhile. On the strand.
 class priority_lane final : public engine::lingering, public std::enable_shared_from_this<priority_lane> {
- public:
+public:
   using waiter = std::shared_ptr<engine::waiter<revision>>;
 
   priority_lane(const client::client_state& of, const std::string& queue, std::uint16_t priority)
@@ -48,7 +49,7 @@ class priority_lane final : public engine::lingering, public std::enable_shared_
 
   [[nodiscard]] bool in_use() const override { return writing_; }
 
- private:
+private:
   struct item {
     waiter who;
     std::string value;
@@ -58,7 +59,8 @@ class priority_lane final : public engine::lingering, public std::enable_shared_
   static constexpr std::size_t most_bytes = std::size_t{1024} * 1024;
 
   static asio::awaitable<void> write_all(std::shared_ptr<priority_lane> self) {
-    engine::backoff pause{std::chrono::milliseconds{2}, std::chrono::milliseconds{100}, self->runtime_->seed()};
+    engine::backoff pause{std::chrono::milliseconds{2}, std::chrono::milliseconds{100},
+                          self->runtime_->seed()};
     while (!self->pending_.empty()) {
       bool conflict = false;
       try {
@@ -82,8 +84,9 @@ class priority_lane final : public engine::lingering, public std::enable_shared_
 
   [[nodiscard]] range_request last_item() const {
     // From the first digit to the last: other keys below the prefix are no items.
-    return range_interval(items_ + "0", items_ + ":",
-                          {.limit = 1, .order = sort_order::descend, .target = sort_target::key, .keys_only = true});
+    return range_interval(
+        items_ + "0", items_ + ":",
+        {.limit = 1, .order = sort_order::descend, .target = sort_target::key, .keys_only = true});
   }
 
   static asio::awaitable<void> look(std::shared_ptr<priority_lane> self) {

@@ -16,9 +16,10 @@ using duration = std::chrono::steady_clock::duration;
 
 /// A timer of a `clock`. Used from one strand.
 class timer {
- public:
+public:
   virtual ~timer() = default;
-  /// Calls `done` on the executor that the timer was made for, once `when` is reached. A later call replaces it.
+  /// Calls `done` on the executor that the timer was made for, once `when` is reached. A later call replaces
+  /// it.
   virtual void expire_at(time_point when, std::function<void()> done) = 0;
   /// `done` is not called any more.
   virtual void stop() noexcept = 0;
@@ -26,7 +27,7 @@ class timer {
 
 /// The library's only source of time.
 class clock {
- public:
+public:
   virtual ~clock() = default;
   [[nodiscard]] virtual time_point now() const noexcept = 0;
   /// Nanoseconds since 1970, for names that sort by time; never for deciding anything.

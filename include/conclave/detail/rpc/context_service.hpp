@@ -10,15 +10,15 @@ namespace conclave::detail::rpc {
 
 /// An intrusive list node of something that must not outlive its execution context.
 class context_member {
- public:
+public:
   context_member(const context_member&) = delete;
   context_member& operator=(const context_member&) = delete;
 
- protected:
+protected:
   context_member() = default;
   virtual ~context_member() = default;
 
- private:
+private:
   friend class context_service;
 
   /// Called once, by the context's destructor, with no lock held: let go of executors, handlers and timers.
@@ -29,11 +29,11 @@ class context_member {
 };
 
 /// One per execution context. It ends what is under way when the context is destroyed, in whatever order the
-/// user destroys things: calls that another thread will complete are cancelled and waited for until that thread
-/// has let go of them (gRPC completes a cancelled call at once, even when the server is frozen); everything that
-/// merely waits is dropped, and with it the suspended coroutines.
+/// user destroys things: calls that another thread will complete are cancelled and waited for until that
+/// thread has let go of them (gRPC completes a cancelled call at once, even when the server is frozen);
+/// everything that merely waits is dropped, and with it the suspended coroutines.
 class context_service final : public asio::execution_context::service {
- public:
+public:
   inline static asio::execution_context::id id;
   using key_type = context_service;
 
@@ -60,8 +60,8 @@ class context_service final : public asio::execution_context::service {
   /// Registers an operation that a foreign thread completes. False once the context is shutting down.
   [[nodiscard]] bool add_foreign(context_member& member) { return add(foreign_, member); }
 
-  /// The foreign thread hands the operation's result over between these two calls; the context is not destroyed
-  /// before the second. No copy of an executor may live on the foreign thread after it.
+  /// The foreign thread hands the operation's result over between these two calls; the context is not
+  /// destroyed before the second. No copy of an executor may live on the foreign thread after it.
   void begin_handoff(context_member& member) noexcept {
     std::lock_guard lock{mutex_};
     unlink(member);
@@ -81,7 +81,7 @@ class context_service final : public asio::execution_context::service {
     changed_.notify_all();
   }
 
- private:
+private:
   class sentinel final : public context_member {
     friend class context_service;
     void on_context_shutdown() noexcept override {}

@@ -10,10 +10,10 @@
 
 namespace conclave::detail::rpc {
 
-/// A duplex stream as awaitables. Copies share the stream. At most one read and one write at a time; cancelling
-/// either ends the stream.
+/// A duplex stream as awaitables. Copies share the stream. At most one read and one write at a time;
+/// cancelling either ends the stream.
 class duplex {
- public:
+public:
   explicit duplex(std::shared_ptr<stream> on) : stream_(std::move(on)) {}
 
   /// False when it could not be opened; then `finish` tells why.
@@ -31,7 +31,8 @@ class duplex {
 
   /// False when the stream has ended.
   asio::awaitable<bool> write(std::string message) {
-    auto begin = [on = stream_.get(), message = std::move(message)](std::unique_ptr<receiver<bool>> done) mutable {
+    auto begin = [on = stream_.get(),
+                  message = std::move(message)](std::unique_ptr<receiver<bool>> done) mutable {
       on->write(std::move(message), std::move(done));
     };
     return suspend<bool>(std::move(begin));
@@ -39,13 +40,15 @@ class duplex {
 
   /// How it ended; once, after a read or the start failed, or after `cancel`.
   asio::awaitable<status> finish() {
-    auto begin = [on = stream_.get()](std::unique_ptr<receiver<status>> done) { on->finish(std::move(done)); };
+    auto begin = [on = stream_.get()](std::unique_ptr<receiver<status>> done) {
+      on->finish(std::move(done));
+    };
     return suspend<status>(std::move(begin));
   }
 
   void cancel() noexcept { stream_->cancel(); }
 
- private:
+private:
   std::shared_ptr<stream> stream_;
 };
 

@@ -46,11 +46,13 @@ inline bool is_ipv4(std::string_view host) noexcept {
 inline bool is_ipv6(std::string_view host) noexcept {
   if (const auto zone = host.find('%'); zone != std::string_view::npos) {
     const auto name = host.substr(zone + 1);
-    if (name.empty() || !std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) != 0; }))
+    if (name.empty() ||
+        !std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) != 0; }))
       return false;
     host = host.substr(0, zone);
   }
-  // The groups to the left and to the right of "::"; a group of the last part may be an IPv4 address, which is two.
+  // The groups to the left and to the right of "::"; a group of the last part may be an IPv4 address, which
+  // is two.
   const auto groups = [](std::string_view part, bool last) {
     int count = 0;
     while (!part.empty()) {
@@ -58,7 +60,8 @@ inline bool is_ipv6(std::string_view host) noexcept {
       const auto group = part.substr(0, colon);
       if (colon == part.size() && last && is_ipv4(group)) return count + 2;
       if (group.empty() || group.size() > 4) return -1;
-      if (!std::all_of(group.begin(), group.end(), [](unsigned char c) { return std::isxdigit(c) != 0; })) return -1;
+      if (!std::all_of(group.begin(), group.end(), [](unsigned char c) { return std::isxdigit(c) != 0; }))
+        return -1;
       ++count;
       if (colon == part.size()) break;
       part.remove_prefix(colon + 1);
@@ -87,8 +90,8 @@ inline std::string_view trimmed(std::string_view text) noexcept {
 
 }  // namespace impl
 
-/// Reads one endpoint: `http://host:port` or `host:port`, where the host is a name, an IPv4 address or an IPv6
-/// address in brackets; the port is 2379 unless given.
+/// Reads one endpoint: `http://host:port` or `host:port`, where the host is a name, an IPv4 address or an
+/// IPv6 address in brackets; the port is 2379 unless given.
 inline endpoint parse_endpoint(std::string_view given) {
   const std::string_view text = impl::trimmed(given);
   // First of all, since what stands before it may be a password, and the other texts quote the endpoint.
@@ -97,8 +100,10 @@ inline endpoint parse_endpoint(std::string_view given) {
   std::string_view rest = text;
   if (const auto scheme_end = rest.find("://"); scheme_end != std::string_view::npos) {
     const auto scheme = rest.substr(0, scheme_end);
-    if (scheme == "https" || scheme == "unixs") impl::refuse_endpoint(text, "TLS is not supported by this version");
-    if (scheme != "http") impl::refuse_endpoint(text, "unknown scheme '" + std::string{scheme} + "', use http");
+    if (scheme == "https" || scheme == "unixs")
+      impl::refuse_endpoint(text, "TLS is not supported by this version");
+    if (scheme != "http")
+      impl::refuse_endpoint(text, "unknown scheme '" + std::string{scheme} + "', use http");
     rest.remove_prefix(scheme_end + 3);
     if (!rest.empty() && rest.back() == '/') rest.remove_suffix(1);
   }

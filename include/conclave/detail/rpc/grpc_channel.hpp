@@ -21,10 +21,10 @@
 namespace conclave::detail::rpc {
 
 /// One gRPC channel to one server, and a standing watch on its connectivity. The watch keeps the channel
-/// reconnecting (gRPC 1.51 may otherwise stay disconnected for ever once nothing waits) and wakes those who wait
-/// for a connection.
+/// reconnecting (gRPC 1.51 may otherwise stay disconnected for ever once nothing waits) and wakes those who
+/// wait for a connection.
 class grpc_channel : public std::enable_shared_from_this<grpc_channel> {
- public:
+public:
   /// `target` is in gRPC's syntax ("ipv4:127.0.0.1:2379"); `receive_limit` in bytes.
   static std::shared_ptr<grpc_channel> make(const std::string& target, int receive_limit) {
     grpc::ChannelArguments arguments;
@@ -71,7 +71,8 @@ class grpc_channel : public std::enable_shared_from_this<grpc_channel> {
     std::lock_guard lock{mutex_};
     // From here on the waiter may fire on another thread, which then waits for this lock.
     reactor.publish();
-    waiting->alarm().Set(reactor.queue(), deadline_after(ready() ? std::chrono::milliseconds{0} : limit), waiting);
+    waiting->alarm().Set(reactor.queue(), deadline_after(ready() ? std::chrono::milliseconds{0} : limit),
+                         waiting);
     waiting_.insert(waiting);
   }
 
@@ -79,10 +80,11 @@ class grpc_channel : public std::enable_shared_from_this<grpc_channel> {
     return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(limit.count(), GPR_TIMESPAN));
   }
 
- private:
+private:
   class waiter final : public grpc_operation, public cancellable {
-   public:
-    waiter(std::shared_ptr<grpc_channel> channel, context_service& service, std::unique_ptr<receiver<bool>> done)
+  public:
+    waiter(std::shared_ptr<grpc_channel> channel, context_service& service,
+           std::unique_ptr<receiver<bool>> done)
         : grpc_operation(done->executor(), service), channel_(std::move(channel)), done_(std::move(done)) {}
 
     grpc::Alarm& alarm() noexcept { return alarm_; }
@@ -90,7 +92,7 @@ class grpc_channel : public std::enable_shared_from_this<grpc_channel> {
 
     void cancel() noexcept override { channel_->wake(*this); }
 
-   private:
+  private:
     void on_context_shutdown() noexcept override { alarm_.Cancel(); }
 
     void finish_here(std::unique_ptr<grpc_operation> self) override {
@@ -108,13 +110,14 @@ class grpc_channel : public std::enable_shared_from_this<grpc_channel> {
 
   /// The standing watch. It is re-armed in short slices because gRPC cannot end one early.
   class watch final : public grpc_tag {
-   public:
+  public:
     explicit watch(std::shared_ptr<grpc_channel> channel) : channel_(std::move(channel)) {}
 
     void arm(grpc_connectivity_state seen) {
       auto& reactor = grpc_reactor::instance();
       reactor.publish();
-      channel_->channel_->NotifyOnStateChange(seen, deadline_after(std::chrono::seconds{1}), reactor.queue(), this);
+      channel_->channel_->NotifyOnStateChange(seen, deadline_after(std::chrono::seconds{1}), reactor.queue(),
+                                              this);
     }
 
     void on_event(bool) noexcept override {
@@ -127,7 +130,7 @@ class grpc_channel : public std::enable_shared_from_this<grpc_channel> {
       arm(state);
     }
 
-   private:
+  private:
     std::shared_ptr<grpc_channel> channel_;
   };
 

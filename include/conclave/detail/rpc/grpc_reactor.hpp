@@ -20,11 +20,11 @@ namespace conclave::detail::rpc {
 
 /// What the completion queue hands back.
 class grpc_tag {
- public:
+public:
   /// On the library's own thread; must only hand over.
   virtual void on_event(bool ok) noexcept = 0;
 
- protected:
+protected:
   ~grpc_tag() = default;
 };
 
@@ -32,7 +32,7 @@ class grpc_tag {
 /// posts it to whoever waits. It lives as long as the process: a thread that could be joined would have to be
 /// joined by some destructor, possibly on itself.
 class grpc_reactor {
- public:
+public:
   static grpc_reactor& instance() {
     static grpc_reactor* const forever = new grpc_reactor;
     return *forever;
@@ -44,7 +44,7 @@ class grpc_reactor {
   /// the reactor's thread reads (gRPC does so too, but its library is not instrumented for race detectors).
   void publish() noexcept { sequence_.fetch_add(1, std::memory_order_release); }
 
- private:
+private:
   grpc_reactor() {
     std::thread{[this] {
       void* tag = nullptr;
@@ -60,10 +60,10 @@ class grpc_reactor {
   std::atomic<unsigned> sequence_{0};
 };
 
-/// An operation that the reactor's thread completes: it posts itself to the waiting executor, where `finish_here`
-/// runs and the operation, with all that gRPC was given, is destroyed.
+/// An operation that the reactor's thread completes: it posts itself to the waiting executor, where
+/// `finish_here` runs and the operation, with all that gRPC was given, is destroyed.
 class grpc_operation : public grpc_tag, public context_member {
- public:
+public:
   virtual ~grpc_operation() = default;
 
   grpc_operation(asio::any_io_executor executor, context_service& service)
@@ -83,14 +83,14 @@ class grpc_operation : public grpc_tag, public context_member {
     service.end_handoff();
   }
 
- protected:
+protected:
   /// On the waiting executor. `self` owns the operation: destroy it before resuming anybody.
   virtual void finish_here(std::unique_ptr<grpc_operation> self) = 0;
 
   [[nodiscard]] bool ok() const noexcept { return ok_; }
   [[nodiscard]] context_service& service() const noexcept { return service_; }
 
- private:
+private:
   asio::any_io_executor executor_;
   context_service& service_;
   bool ok_ = false;
@@ -103,7 +103,8 @@ inline grpc::ByteBuffer to_byte_buffer(std::string bytes) {
     return {&slice, 1};
   }
   auto* owned = new std::string(std::move(bytes));
-  grpc::Slice slice{owned->data(), owned->size(), [](void* data) { delete static_cast<std::string*>(data); }, owned};
+  grpc::Slice slice{owned->data(), owned->size(), [](void* data) { delete static_cast<std::string*>(data); },
+                    owned};
   return {&slice, 1};
 }
 

@@ -15,10 +15,10 @@
 
 namespace conclave::detail::rpc {
 
-/// A duplex stream of gRPC. Every operation under way keeps the stream alive, so its context outlives whatever
-/// gRPC still has to write into.
+/// A duplex stream of gRPC. Every operation under way keeps the stream alive, so its context outlives
+/// whatever gRPC still has to write into.
 class grpc_stream final : public stream, public std::enable_shared_from_this<grpc_stream> {
- public:
+public:
   grpc_stream(std::shared_ptr<grpc_channel> channel, const char* path, const metadata& headers)
       : channel_(std::move(channel)) {
     for (const auto& [name, value] : headers) context_.AddMetadata(name, value);
@@ -26,16 +26,15 @@ class grpc_stream final : public stream, public std::enable_shared_from_this<grp
   }
 
   void start(std::unique_ptr<receiver<bool>> done) override {
-    begin<bool>(std::move(done), [this](auto& op) { calls_->StartCall(tag(op)); },
-                [](auto& op) { return op.succeeded(); });
+    begin<bool>(
+        std::move(done), [this](auto& op) { calls_->StartCall(tag(op)); },
+        [](auto& op) { return op.succeeded(); });
   }
 
   void read(std::unique_ptr<receiver<std::optional<std::string>>> done) override {
     begin<std::optional<std::string>>(
         std::move(done), [this](auto& op) { calls_->Read(&op.buffer(), tag(op)); },
-        [](auto& op) {
-          return op.succeeded() ? std::optional{to_bytes(op.buffer())} : std::nullopt;
-        });
+        [](auto& op) { return op.succeeded() ? std::optional{to_bytes(op.buffer())} : std::nullopt; });
   }
 
   void write(std::string message, std::unique_ptr<receiver<bool>> done) override {
@@ -50,19 +49,23 @@ class grpc_stream final : public stream, public std::enable_shared_from_this<grp
   }
 
   void finish(std::unique_ptr<receiver<status>> done) override {
-    begin<status>(std::move(done), [this](auto& op) { calls_->Finish(&op.result(), tag(op)); },
-                  [](auto& op) { return to_status(op.result()); });
+    begin<status>(
+        std::move(done), [this](auto& op) { calls_->Finish(&op.result(), tag(op)); },
+        [](auto& op) { return to_status(op.result()); });
   }
 
   void cancel() noexcept override { context_.TryCancel(); }
 
- private:
+private:
   template <class T, class Result>
   class operation final : public grpc_operation, public cancellable {
-   public:
+  public:
     operation(std::shared_ptr<grpc_stream> on, context_service& service, std::unique_ptr<receiver<T>> done,
               Result result)
-        : grpc_operation(done->executor(), service), stream_(std::move(on)), done_(std::move(done)), make_(result) {}
+        : grpc_operation(done->executor(), service),
+          stream_(std::move(on)),
+          done_(std::move(done)),
+          make_(result) {}
 
     void bind() { done_->cancel_through(*this); }
     [[nodiscard]] bool succeeded() const noexcept { return ok(); }
@@ -71,7 +74,7 @@ class grpc_stream final : public stream, public std::enable_shared_from_this<grp
 
     void cancel() noexcept override { stream_->context_.TryCancel(); }
 
-   private:
+  private:
     void on_context_shutdown() noexcept override { stream_->context_.TryCancel(); }
 
     void finish_here(std::unique_ptr<grpc_operation> self) override {

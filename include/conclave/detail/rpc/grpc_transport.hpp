@@ -18,7 +18,7 @@ namespace conclave::detail::rpc {
 
 /// The real way out: one server through gRPC.
 class grpc_transport final : public transport {
- public:
+public:
   /// `target` in gRPC's syntax; `endpoint` as the user wrote it; `receive_limit` in bytes, -1 for none.
   grpc_transport(const std::string& target, std::string endpoint, int receive_limit)
       : endpoint_(std::move(endpoint)), channel_(grpc_channel::make(target, receive_limit)) {}
@@ -48,9 +48,9 @@ class grpc_transport final : public transport {
     return std::make_shared<grpc_stream>(channel_, path, headers);
   }
 
- private:
+private:
   class unary_call final : public grpc_operation, public cancellable {
-   public:
+  public:
     unary_call(std::shared_ptr<grpc_channel> channel, context_service& service,
                std::unique_ptr<receiver<unary_result>> done)
         : grpc_operation(done->executor(), service), channel_(std::move(channel)), done_(std::move(done)) {}
@@ -73,7 +73,7 @@ class grpc_transport final : public transport {
 
     void cancel() noexcept override { context_.TryCancel(); }
 
-   private:
+  private:
     void on_context_shutdown() noexcept override { context_.TryCancel(); }
 
     void finish_here(std::unique_ptr<grpc_operation> self) override {

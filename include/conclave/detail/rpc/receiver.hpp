@@ -10,21 +10,21 @@
 
 namespace conclave::detail::rpc {
 
-/// An operation under way that can be asked to end early. `cancel` is called on the executor of whoever waits,
-/// never after the operation's receiver has been completed, and never completes the receiver inline.
+/// An operation under way that can be asked to end early. `cancel` is called on the executor of whoever
+/// waits, never after the operation's receiver has been completed, and never completes the receiver inline.
 class cancellable {
- public:
+public:
   virtual void cancel() noexcept = 0;
 
- protected:
+protected:
   ~cancellable() = default;
 };
 
-/// Who waits for a `T`: type-erased, owned by the operation, completed once on `executor()`. Destroying it instead
-/// drops the waiting coroutine (only a context that is being destroyed does so).
+/// Who waits for a `T`: type-erased, owned by the operation, completed once on `executor()`. Destroying it
+/// instead drops the waiting coroutine (only a context that is being destroyed does so).
 template <class T>
 class receiver {
- public:
+public:
   virtual ~receiver() = default;
 
   /// Where `complete` must be called.
@@ -45,7 +45,7 @@ class receiver {
     });
   }
 
- private:
+private:
   virtual void consume(T value) = 0;
 };
 
@@ -53,7 +53,7 @@ namespace impl {
 
 template <class T, class Handler>
 class handler_receiver final : public receiver<T> {
- public:
+public:
   explicit handler_receiver(Handler handler)
       : handler_(std::move(handler)),
         executor_(asio::get_associated_executor(handler_)),
@@ -72,7 +72,7 @@ class handler_receiver final : public receiver<T> {
     connected_ = true;
   }
 
- private:
+private:
   void consume(T value) override {
     disconnect();
     Handler handler = std::move(handler_);
@@ -105,13 +105,13 @@ struct initiate {
 
 }  // namespace impl
 
-/// Suspends the calling coroutine and hands its receiver to `start(std::unique_ptr<receiver<T>>)`; the result is
-/// what the receiver is completed with. `start` must be a named object, moved in (GCC 12 destroys closures
+/// Suspends the calling coroutine and hands its receiver to `start(std::unique_ptr<receiver<T>>)`; the result
+/// is what the receiver is completed with. `start` must be a named object, moved in (GCC 12 destroys closures
 /// that are temporaries of a co_await expression twice).
 template <class T, class Start>
 asio::awaitable<T> suspend(Start start) {
-  return asio::async_initiate<const asio::use_awaitable_t<>, void(T)>(impl::initiate<T>{}, asio::use_awaitable,
-                                                                       std::move(start));
+  return asio::async_initiate<const asio::use_awaitable_t<>, void(T)>(impl::initiate<T>{},
+                                                                      asio::use_awaitable, std::move(start));
 }
 
 }  // namespace conclave::detail::rpc

@@ -46,7 +46,8 @@ inline bool contains(std::string_view text, std::string_view part) noexcept {
   return text.find(part) != std::string_view::npos;
 }
 
-/// An etcd server (or gRPC, for a call that never left the process) says `unavailable` before it did anything.
+/// An etcd server (or gRPC, for a call that never left the process) says `unavailable` before it did
+/// anything.
 inline bool certainly_not_applied(std::string_view text) noexcept {
   return contains(text, "etcdserver: no leader") || contains(text, "rpc not supported for learner") ||
          contains(text, "etcdserver: not capable") || contains(text, "failed to connect to all addresses") ||
@@ -55,15 +56,17 @@ inline bool certainly_not_applied(std::string_view text) noexcept {
 
 }  // namespace impl
 
-/// What a failed call means to whoever made it. Where the code alone does not tell, etcd's texts do: they have
-/// been stable since 3.0.
+/// What a failed call means to whoever made it. Where the code alone does not tell, etcd's texts do: they
+/// have been stable since 3.0.
 inline errc classify(const status& failed, call_kind kind) noexcept {
   const std::string_view text = failed.message;
   const bool write = kind == call_kind::write;
   using impl::contains;
   switch (failed.code) {
-    case status_code::ok: return errc::server_error;
-    case status_code::cancelled: return errc::cancelled;
+    case status_code::ok:
+      return errc::server_error;
+    case status_code::cancelled:
+      return errc::cancelled;
     case status_code::invalid_argument:
       if (contains(text, "request is too large")) return errc::request_too_large;
       if (contains(text, "too many operations")) return errc::too_many_operations;
@@ -72,11 +75,14 @@ inline errc classify(const status& failed, call_kind kind) noexcept {
           contains(text, "revision of auth store is old"))
         return errc::unauthenticated;
       return errc::invalid_argument;
-    case status_code::deadline_exceeded: return write ? errc::outcome_unknown : errc::timed_out;
+    case status_code::deadline_exceeded:
+      return write ? errc::outcome_unknown : errc::timed_out;
     case status_code::not_found:
       return contains(text, "lease") ? errc::lease_not_found : errc::server_error;
-    case status_code::already_exists: return errc::invalid_argument;
-    case status_code::permission_denied: return errc::permission_denied;
+    case status_code::already_exists:
+      return errc::invalid_argument;
+    case status_code::permission_denied:
+      return errc::permission_denied;
     case status_code::resource_exhausted:
       if (contains(text, "database space exceeded")) return errc::no_space;
       if (contains(text, "too many requests")) return errc::too_many_requests;
@@ -96,11 +102,13 @@ inline errc classify(const status& failed, call_kind kind) noexcept {
       return contains(text, "No message returned") ? errc::malformed_response : errc::unimplemented;
     case status_code::unavailable:
       return write && !impl::certainly_not_applied(text) ? errc::outcome_unknown : errc::unavailable;
-    case status_code::unauthenticated: return errc::unauthenticated;
+    case status_code::unauthenticated:
+      return errc::unauthenticated;
     case status_code::internal:
     case status_code::unknown:
     case status_code::aborted:
-    case status_code::data_loss: break;
+    case status_code::data_loss:
+      break;
   }
   if (contains(text, "requested lease not found")) return errc::lease_not_found;
   return write ? errc::outcome_unknown : errc::server_error;

@@ -15,7 +15,7 @@ namespace conclave::detail::rpc {
 
 /// Real time: `std::chrono::steady_clock` and Asio's timers.
 class steady_clock final : public clock {
- public:
+public:
   [[nodiscard]] time_point now() const noexcept override { return std::chrono::steady_clock::now(); }
 
   [[nodiscard]] std::int64_t unix_nanoseconds() const noexcept override {
@@ -32,9 +32,9 @@ class steady_clock final : public clock {
     return std::make_unique<asio_timer>(executor);
   }
 
- private:
+private:
   class asio_timer final : public timer {
-   public:
+  public:
     explicit asio_timer(const asio::any_io_executor& executor) : timer_(executor) {}
 
     void expire_at(time_point when, std::function<void()> done) override {
@@ -57,7 +57,7 @@ class steady_clock final : public clock {
 
     ~asio_timer() override { ++*round_; }
 
-   private:
+  private:
     asio::steady_timer timer_;
     std::shared_ptr<std::uint64_t> round_ = std::make_shared<std::uint64_t>(0);
   };

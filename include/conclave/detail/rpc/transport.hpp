@@ -23,7 +23,7 @@ struct unary_result {
 
 /// One duplex stream, in bytes. Used from one strand. At most one read and one write are under way at a time.
 class stream {
- public:
+public:
   virtual ~stream() = default;
 
   /// Opens the stream: false when the server cannot be reached, and the reason is in `finish`.
@@ -38,10 +38,10 @@ class stream {
   virtual void cancel() noexcept = 0;
 };
 
-/// One server: the way out of the process, and the seam below which tests and simulations put their own. Every
-/// receiver is completed by a post to its executor, never inline, and exactly once.
+/// One server: the way out of the process, and the seam below which tests and simulations put their own.
+/// Every receiver is completed by a post to its executor, never inline, and exactly once.
 class transport {
- public:
+public:
   virtual ~transport() = default;
 
   /// The endpoint as the user wrote it, for errors.
@@ -53,8 +53,8 @@ class transport {
   /// Waits until `ready`, at most `limit`; completes with whether it is. Any thread.
   virtual void connect(std::chrono::milliseconds limit, std::unique_ptr<receiver<bool>> done) = 0;
 
-  /// One call: `path` is the method's full name ("/etcdserverpb.KV/Range"), `limit` the deadline sent with it.
-  /// Cancelling the receiver cancels the call. Any thread.
+  /// One call: `path` is the method's full name ("/etcdserverpb.KV/Range"), `limit` the deadline sent with
+  /// it. Cancelling the receiver cancels the call. Any thread.
   virtual void unary(const char* path, std::string request, metadata headers, std::chrono::milliseconds limit,
                      std::unique_ptr<receiver<unary_result>> done) = 0;
 

@@ -22,7 +22,7 @@ namespace conclave::detail::wire {
 /// bytes read, whatever lengths they claim, and recurses no deeper than depth_limit. Accepts what
 /// protobuf's own parsers accept, except that text is not checked to be UTF-8.
 class reader {
- public:
+public:
   /// Precondition: there are fewer than size_limit bytes; they outlive the reader.
   explicit reader(std::string_view bytes)
       : in_{reinterpret_cast<const std::uint8_t*>(bytes.data()), static_cast<int>(bytes.size())},
@@ -41,7 +41,7 @@ class reader {
   /// Why the last call returned false.
   [[nodiscard]] decode_error error() const noexcept { return error_; }
 
- private:
+private:
   using coded = google::protobuf::io::CodedInputStream;
 
   /// What became of a tag.

@@ -27,7 +27,7 @@ namespace conclave::detail::wire {
 /// Sizes of embedded messages in the order in which the walk enters them. The first few need no
 /// allocation.
 class size_list {
- public:
+public:
   /// Reserves the next place and returns its index.
   [[nodiscard]] std::size_t claim() {
     if (count_ >= near_.size()) far_.push_back(0);
@@ -49,7 +49,7 @@ class size_list {
     return index < near_.size() ? near_[index] : far_[index - near_.size()];
   }
 
- private:
+private:
   // Left uninitialised: set() precedes take().
   std::array<std::uint32_t, 32> near_;
   std::vector<std::uint32_t> far_;
@@ -62,7 +62,7 @@ void walk(const M& value, Sink& sink);
 
 /// Adds up what a writer would write.
 class meter {
- public:
+public:
   explicit meter(size_list& sizes) noexcept : sizes_{sizes} {}
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
@@ -93,7 +93,7 @@ class meter {
     size_ += coded::VarintSize32(tag) + coded::VarintSize64(inner) + inner;
   }
 
- private:
+private:
   using coded = google::protobuf::io::CodedOutputStream;
 
   size_list& sizes_;
@@ -102,7 +102,7 @@ class meter {
 
 /// Writes into a buffer that a meter has measured.
 class writer {
- public:
+public:
   writer(std::uint8_t* at, size_list& sizes) noexcept : at_{at}, sizes_{sizes} {}
 
   [[nodiscard]] const std::uint8_t* position() const noexcept { return at_; }
@@ -129,7 +129,7 @@ class writer {
     if (inner != 0) contents();
   }
 
- private:
+private:
   using coded = google::protobuf::io::CodedOutputStream;
 
   std::uint8_t* at_;
