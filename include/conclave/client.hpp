@@ -89,7 +89,8 @@ public:
 
   /// Applies a transaction; `succeeded` tells which branch. Its answers are typed, nested ones included.
   /// Errors beside the common ones: `too_many_operations`, `duplicate_key`, `request_too_large`,
-  /// `lease_not_found`, `no_space`. A transaction that only reads is no proposal.
+  /// `lease_not_found`, `no_space` (etcd 3.4 may have applied a transaction that it refuses so). A transaction
+  /// that only reads is no proposal.
   asio::awaitable<txn_response> txn(conclave::txn request) const { return call(std::move(request)); }
 
   /// Drops the history below revision `before`. Errors beside the common ones: `compacted`,

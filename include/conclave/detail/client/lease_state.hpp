@@ -19,9 +19,10 @@
 namespace conclave::detail::client {
 
 /// Ends a lease behind whoever let go of it: tries until the server agrees or the lease's time is over
-/// anyway.
+/// anyway. A grant that was given up may be applied shortly after the revocation which follows it, since a
+/// server works on both at a time: `not_yet` times an unknown lease is revoked again.
 inline asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, lease_id id,
-                                           engine::time_point over) {
+                                           engine::time_point over, int not_yet = 0) {
   engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
   while (on->now() < over) {
     try {
@@ -30,7 +31,9 @@ inline asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, 
       (void)co_await engine::call(on, std::move(request));
       co_return;
     } catch (const error& failed) {
-      if (!rpc::worth_retrying(static_cast<errc>(failed.code().value()))) co_return;
+      const bool again = rpc::worth_retrying(static_cast<errc>(failed.code().value())) ||
+                         (failed.code() == errc::lease_not_found && not_yet-- > 0);
+      if (!again) co_return;
     }
     try {
       co_await engine::sleep_for(on, pause.next());
@@ -241,7 +244,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
       break;
     }
   }
-  if (may_exist) on->spawn(revoke_behind(on, id, on->now() + ttl));
+  if (may_exist) on->spawn(revoke_behind(on, id, on->now() + ttl, 5));
   std::rethrow_exception(failed);
 }
 

@@ -16,15 +16,28 @@
 
 namespace conclave::detail::pattern {
 
-/// Reads all keys below a prefix, page by page, at one revision.
+/// Reads all keys below a prefix, page by page, at one revision; from the beginning when that is compacted
+/// meanwhile.
 inline asio::awaitable<range_response> read_keys(std::shared_ptr<engine::runtime> on, std::string prefix) {
   constexpr std::int64_t page = 5000;
   const std::string end = prefix_end(prefix);
   range_response all;
-  std::string from = std::move(prefix);
+  std::string from = prefix;
   while (true) {
-    range_response some = co_await engine::call(
-        on, range_interval(from, end, {.limit = page, .revision = all.header.revision, .keys_only = true}));
+    range_response some;
+    bool compacted = false;
+    try {
+      some = co_await engine::call(
+          on, range_interval(from, end, {.limit = page, .revision = all.header.revision, .keys_only = true}));
+    } catch (const error& e) {
+      compacted = e.code() == errc::compacted;
+      if (!compacted) throw;
+    }
+    if (compacted) {
+      all = {};
+      from = prefix;
+      continue;
+    }
     if (all.header.revision == 0) all.header = some.header;
     for (auto& each : some.kvs) all.kvs.push_back(std::move(each));
     if (!some.more || all.kvs.empty()) break;
