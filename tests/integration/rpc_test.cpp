@@ -229,10 +229,15 @@ TEST_CASE("a call is cancelled promptly, on a frozen server and without one") {
   on_etcd([dead](asio::io_context& context, etcd_server& server) -> asio::awaitable<void> {
     auto c = connect(context, server);
     co_await c.status();
-    if (dead)
+    if (dead) {
       server.kill();
-    else
+      // The connection's end must be known first: the outcome of a write that meets it is unknown.
+      auto noticing = start(context, [&] { return c.get("k"); });
+      const auto noticed = co_await noticing.error(20s);
+      CHECK(noticed == errc::unavailable);
+    } else {
       server.pause();
+    }
     auto reading = start(context, [&] { return c.get("k"); });
     auto writing = start(context, [&] { return c.put("k", ""); });
     auto granting = start(context, [&] { return c.lease_grant(10s); });

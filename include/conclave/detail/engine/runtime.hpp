@@ -233,7 +233,7 @@ inline asio::awaitable<std::shared_ptr<rpc::transport>> connected_server(std::sh
   if (server->ready()) co_return server;
   const auto deadline = on->now() + limit;
   while (true) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - on->now());
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - on->now());
     if (left.count() <= 0) break;
     const auto slice =
         std::min(left, std::max<std::chrono::milliseconds>(limit / 4, std::chrono::milliseconds{500}));
@@ -284,7 +284,7 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
         std::min(on->options().connect_timeout, std::max(left, std::chrono::milliseconds{1}));
     const std::shared_ptr<rpc::transport> server = co_await impl::connected_server(on, connect_limit);
     left = std::max(std::chrono::milliseconds{1},
-                    std::chrono::duration_cast<std::chrono::milliseconds>(deadline - on->now()));
+                    std::chrono::ceil<std::chrono::milliseconds>(deadline - on->now()));
     rpc::transport* const asked = server.get();
     auto start = [asked, left, &bytes, &headers](std::unique_ptr<rpc::receiver<rpc::unary_result>> receiver) {
       asked->unary(method::path, bytes, headers, left, std::move(receiver));
