@@ -66,9 +66,10 @@ private:
       const grpc::ByteBuffer bytes = to_byte_buffer(std::move(request));
       reader_ = channel_->stub().PrepareUnaryCall(&context_, path, bytes, reactor.queue());
       reader_->StartCall();
+      auto* const reader = reader_.get();
       reactor.publish();
       // The call may complete, and this object be gone, before Finish returns.
-      reader_->Finish(&response_, &status_, static_cast<grpc_tag*>(this));
+      reader->Finish(&response_, &status_, static_cast<grpc_tag*>(this));
     }
 
     void cancel() noexcept override { context_.TryCancel(); }
