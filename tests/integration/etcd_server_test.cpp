@@ -204,7 +204,9 @@ TEST_CASE("a quota is passed on and a full store can be restarted") {
   etcd_server server{options};
   const std::string value(200'000, 'A');
   int status = 200;
-  for (int count = 0; count < 20 && status == 200; ++count) {
+  // etcd learns the size of its store when it next writes it out, every 100 ms.
+  for (const auto deadline = std::chrono::steady_clock::now() + 10s;
+       status == 200 && std::chrono::steady_clock::now() < deadline;) {
     status = http_request(server.port(), "/v3/kv/put", R"({"key":"Zm9v","value":")" + value + "\"}").status;
   }
   CHECK(status != 200);

@@ -240,7 +240,8 @@ TEST_CASE("a call is cancelled promptly, on a frozen server and without one") {
     }
     auto reading = start(context, [&] { return c.get("k"); });
     auto writing = start(context, [&] { return c.put("k", ""); });
-    auto granting = start(context, [&] { return c.lease_grant(10s); });
+    // The server may apply what it had received of the grant at any time after: the lease ends by itself.
+    auto granting = start(context, [&] { return c.lease_grant(1s); });
     co_await pause_for(50ms);
     reading.cancel();
     writing.cancel();
@@ -255,9 +256,7 @@ TEST_CASE("a call is cancelled promptly, on a frozen server and without one") {
       server.restart();
     else
       server.resume();
-    // What the server had received of the grant may have been applied.
-    const auto all = co_await c.leases();
-    for (const auto& each : all.leases) co_await c.lease_revoke(each.id);
+    co_await c.status();
   });
 }
 
