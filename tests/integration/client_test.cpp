@@ -9,6 +9,8 @@
 #include <asio/ip/tcp.hpp>
 #include <asio/write.hpp>
 
+#include <netdb.h>
+
 #include <array>
 #include <fstream>
 
@@ -456,6 +458,14 @@ bool has_ipv6() {
   return false;
 }
 
+/// A bare root file system may have no hosts file.
+bool knows_localhost() {
+  addrinfo* found = nullptr;
+  const bool known = ::getaddrinfo("localhost", nullptr, nullptr, &found) == 0;
+  if (found != nullptr) ::freeaddrinfo(found);
+  return known;
+}
+
 }  // namespace
 
 // The resolver that gRPC uses for names keeps ten bytes for good (c-ares 1.18).
@@ -471,9 +481,11 @@ extern "C" const char* __lsan_default_suppressions() { return "leak:libcares"; }
 
 TEST_CASE("an endpoint may be a name or an IPv6 address") {
   on_etcd([](asio::io_context& context, etcd_server& server) -> asio::awaitable<void> {
-    {
+    if (knows_localhost()) {
       client c{context, "localhost:" + std::to_string(server.port())};
       co_await c.put("k", "v");
+    } else {
+      WARN("localhost is not a name here");
     }
     if (!has_ipv6()) {
       WARN("no IPv6 here");
