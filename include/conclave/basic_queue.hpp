@@ -14,6 +14,7 @@
 #include <conclave/asio.hpp>
 #include <conclave/client.hpp>
 #include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/pattern/backlog.hpp>
 #include <conclave/detail/pattern/line_view.hpp>

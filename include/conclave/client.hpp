@@ -16,6 +16,7 @@
 #include <conclave/detail/client/client_state.hpp>
 #include <conclave/detail/client/deletion_wait.hpp>
 #include <conclave/detail/client/lease_state.hpp>
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/rpc/grpc_transport.hpp>
 #include <conclave/detail/rpc/steady_clock.hpp>
@@ -46,7 +47,9 @@ struct compare_and_put_result {
 /// `conclave::error`, and is bounded by `client_options::request_timeout`. Common to all: `unavailable` (no
 /// server within the connect timeout; certainly not applied), `timed_out` (a read without an answer),
 /// `outcome_unknown` (a write whose answer got lost; it may have been applied), `permission_denied`,
-/// `malformed_response`. Cancelling an operation cancels its call and throws `cancelled` promptly; a write
+/// `unauthenticated` (the user's name or password is wrong), `certificate_refused`, `malformed_response`,
+/// `cluster_reset` (the store went back in time or is another one: data wiped, or restored from a backup; every
+/// session, wait, hold and watch of the client ends with it, and the client may then be used on). Cancelling an operation cancels its call and throws `cancelled` promptly; a write
 /// may have been applied then. Each operation is one round trip; each write is one raft proposal.
 ///
 /// The client runs on the executor given, on a strand of its own, and must be destroyed before, or together
@@ -181,20 +184,36 @@ public:
          std::shared_ptr<detail::rpc::clock> clock, const client_options& options)
       : state_(std::make_shared<detail::client::client_state>(detail::engine::runtime::make(
             executor, std::move(servers), std::move(clock), detail::engine::key_space{options.key_prefix()},
-            {options.connect_timeout(), options.request_timeout(), options.receive_limit()}))) {}
+            {options.connect_timeout(), options.request_timeout(), options.receive_limit()},
+            authenticator_of(options)))) {}
 
 private:
   friend class session;
   friend class basic_queue;
 
   static std::vector<std::shared_ptr<detail::rpc::transport>> connect(const client_options& options) {
+    using security = detail::rpc::endpoint::security;
+    const detail::rpc::tls_credentials none;
+    const auto* const given = options.tls() ? &options.tls()->credentials_ : nullptr;
+    bool used = false;
     std::vector<std::shared_ptr<detail::rpc::transport>> servers;
     for (const auto& text : options.endpoints()) {
       const auto endpoint = detail::rpc::parse_endpoint(text);
+      const bool tls =
+          endpoint.wanted == security::tls || (endpoint.wanted == security::unsaid && given != nullptr);
+      used = used || tls;
       servers.push_back(std::make_shared<detail::rpc::grpc_transport>(
-          endpoint.target, endpoint.text, static_cast<int>(options.receive_limit())));
+          endpoint.target, endpoint.text, static_cast<int>(options.receive_limit()),
+          tls ? (given != nullptr ? given : &none) : nullptr));
     }
+    if (given != nullptr && !used)
+      throw error(errc::invalid_argument, "tls: every endpoint is a plain one (http or unix)");
     return servers;
+  }
+
+  static std::unique_ptr<detail::engine::authenticator> authenticator_of(const client_options& options) {
+    if (options.user().empty()) return nullptr;
+    return std::make_unique<detail::engine::authenticator>(options.user(), options.password_);
   }
 
   template <class Request>

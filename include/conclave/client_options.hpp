@@ -4,13 +4,16 @@
 #include <chrono>
 #include <climits>
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include <conclave/detail/rpc/endpoint.hpp>
+#include <conclave/detail/rpc/secret.hpp>
 #include <conclave/error.hpp>
+#include <conclave/tls_options.hpp>
 
 namespace conclave {
 
@@ -24,8 +27,11 @@ public:
   client_options() = default;
 
   /// The servers of one cluster, as `etcdctl --endpoints` takes them: separated by commas, each
-  /// `http://host:port` or `host:port`; the host is a name, an IPv4 address, or an IPv6 address in brackets.
-  /// Default: http://127.0.0.1:2379.
+  /// `http://host:port`, `https://host:port` or `host:port`, where the host is a name, an IPv4 address, or an IPv6
+  /// address in brackets; or a socket, `unix:///path` or, with TLS, `unixs:///path`. Without a scheme, TLS is used
+  /// if `tls` is given. The list may be mixed. One server is asked at a time; when it cannot be reached, is
+  /// silent, or says that it has no leader, calls and streams turn to another. A name is resolved anew whenever
+  /// none of its addresses can be reached. Default: http://127.0.0.1:2379.
   client_options& endpoints(std::string_view list) { return endpoints(detail::rpc::split_endpoints(list)); }
 
   /// The same, one endpoint an entry.
@@ -36,6 +42,25 @@ public:
     return *this;
   }
   [[nodiscard]] const std::vector<std::string>& endpoints() const noexcept { return endpoints_; }
+
+  /// How encrypted connections are made; needed for `https` endpoints unless the servers' certificates come
+  /// from an authority that gRPC knows.
+  client_options& tls(tls_options how) {
+    tls_ = std::move(how);
+    return *this;
+  }
+  [[nodiscard]] const std::optional<tls_options>& tls() const noexcept { return tls_; }
+
+  /// In whose name calls are made. The password is traded for a token before the first call, and again whenever
+  /// the token has expired or is refused; nobody needs to know how long tokens last. Over a plain connection
+  /// both can be read on the way. The password appears in no text that the library makes. Default: nobody.
+  client_options& user(std::string name, std::string password) {
+    if (name.empty()) throw error(errc::invalid_argument, "user: the name is empty");
+    user_ = std::move(name);
+    password_ = detail::rpc::secret{std::move(password)};
+    return *this;
+  }
+  [[nodiscard]] const std::string& user() const noexcept { return user_; }
 
   /// How long a call waits for a connection before it fails with `unavailable`. Default: 3 s.
   client_options& connect_timeout(std::chrono::milliseconds limit) {
@@ -71,6 +96,8 @@ public:
   [[nodiscard]] std::size_t receive_limit() const noexcept { return receive_limit_; }
 
 private:
+  friend class client;
+
   static std::chrono::milliseconds positive(const char* name, std::chrono::milliseconds limit) {
     if (limit <= std::chrono::milliseconds::zero() || limit > std::chrono::hours{24})
       throw error(errc::invalid_argument, std::string{name} + ": must be above zero and at most a day");
@@ -81,6 +108,9 @@ private:
   std::chrono::milliseconds connect_timeout_{3000};
   std::chrono::milliseconds request_timeout_{5000};
   std::string key_prefix_;
+  std::optional<tls_options> tls_;
+  std::string user_;
+  detail::rpc::secret password_;
   std::size_t receive_limit_ = std::size_t{128} * 1024 * 1024;
 };
 

@@ -37,6 +37,8 @@ enum class errc {
   unexpected_response,  ///< A valid message which makes no sense here.
   unimplemented,        ///< The server does not offer this call.
   server_error,         ///< Any other error that the server reports.
+  certificate_refused,  ///< The server's TLS certificate is not trusted, expired, or made out to another name.
+  cluster_reset,  ///< The store went back in time, or is another one: data wiped, or restored from a backup.
 };
 
 /// What a program decides by; compare with any `std::error_code` of this library:
@@ -119,6 +121,10 @@ public:
         return "the server does not offer this call";
       case errc::server_error:
         return "the server reported an error";
+      case errc::certificate_refused:
+        return "the server's certificate is refused";
+      case errc::cluster_reset:
+        return "the cluster was reset: its store went back in time, or is another one";
     }
     return "unknown conclave error " + std::to_string(value);
   }
@@ -200,9 +206,11 @@ inline std::error_condition detail::error_category_type::default_error_condition
     case errc::session_closed:
     case errc::lock_lost:
     case errc::lease_not_found:
+    case errc::cluster_reset:
       return condition::ownership_lost;
     case errc::permission_denied:
     case errc::unauthenticated:
+    case errc::certificate_refused:
       return condition::refused;
     case errc::invalid_argument:
     case errc::request_too_large:

@@ -10,6 +10,7 @@
 
 #include <conclave/asio.hpp>
 #include <conclave/detail/client/lease_state.hpp>
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/pattern/line_member.hpp>
 #include <conclave/error.hpp>

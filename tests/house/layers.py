@@ -21,7 +21,7 @@ LAYERS = [
     ("machines", r"detail/(engine|pattern)/(.*_machine|backoff)\.hpp"),
     ("rpc", r"detail/rpc/.*"),
     ("engine", r"detail/engine/.*"),
-    ("client", r"(client|client_.*|kept_lease|watcher)\.hpp|detail/client/.*"),
+    ("client", r"(client|client_.*|tls_options|kept_lease|watcher)\.hpp|detail/client/.*"),
     ("patterns", r"detail/pattern/.*"),
     # `session.hpp` is what all other recipes are made under.
     ("session", r"session\.hpp|detail/session/.*"),

@@ -196,6 +196,9 @@ private:
     if (request.sort_target == sort_target::create)
       std::sort(out.kvs.begin(), out.kvs.end(),
                 [](const auto& a, const auto& b) { return a.create_revision < b.create_revision; });
+    if (request.sort_target == sort_target::mod)
+      std::sort(out.kvs.begin(), out.kvs.end(),
+                [](const auto& a, const auto& b) { return a.mod_revision < b.mod_revision; });
     if (request.sort_order == sort_order::descend) std::reverse(out.kvs.begin(), out.kvs.end());
     if (request.limit != 0 && out.count > request.limit) {
       out.kvs.resize(static_cast<std::size_t>(request.limit));
@@ -288,6 +291,7 @@ private:
           if (in_range(key, deletes->key, deletes->range_end)) {
             erase(key, events);
             ++deleted.deleted;
+            if (deletes->prev_kv) deleted.prev_kvs.push_back(kv);
           }
         done.response = deleted;
       } else if (const auto* nested = std::get_if<txn>(&each.request)) {

@@ -193,6 +193,10 @@ public:
   model_etcd etcd;
   /// Whether keepalives are answered.
   bool answers_keepalives{true};
+  /// Whether watches are told of events: some servers have forgotten some.
+  bool tells_events{true};
+  /// How many answers to come are stale: they say, and hold, what the store was at the beginning.
+  int stale_answers{0};
 
   /// What happens to the next call of this name ("KV.Txn"), and then to the one after it.
   void next(const std::string& name, fate what) { script_[name].push_back(what); }
@@ -218,6 +222,14 @@ public:
   void start() {
     up_ = true;
     for (const auto& each : std::exchange(connecting_, {})) each->complete(true);
+  }
+
+  /// The process comes back with nothing stored.
+  void start_empty() {
+    auto on_revision = std::move(etcd.on_revision);
+    etcd = model_etcd{};
+    etcd.on_revision = std::move(on_revision);
+    start();
   }
 
   /// The process is stopped and continues: nothing breaks, nothing is answered.
@@ -306,7 +318,7 @@ private:
           const auto hidden = filter == watch_filter::no_put ? event_type::put : event_type::delete_;
           std::erase_if(out.events, [hidden](const event& e) { return e.type == hidden; });
         }
-        if (!out.events.empty()) answer(out);
+        if (!out.events.empty() && server_->tells_events) answer(out);
       }
     }
 
@@ -456,6 +468,10 @@ private:
 
   unary_result serve(const std::string& name, const std::string& bytes) {
     const auto now = clock_->now();
+    if (name == "KV.Range" && stale_answers > 0) {
+      --stale_answers;
+      return answer_to<range_request>(bytes, [&](const auto& r) { return model_etcd{}.apply(r); });
+    }
     if (name == "KV.Range")
       return answer_to<range_request>(bytes, [&](const auto& r) { return etcd.apply(r); });
     if (name == "KV.Put") return answer_to<put_request>(bytes, [&](const auto& r) { return etcd.apply(r); });
@@ -507,6 +523,7 @@ public:
 
   const std::string& endpoint() const noexcept override { return endpoint_; }
   bool ready() const noexcept override { return server_->up(); }
+  bool failing() const noexcept override { return !server_->up(); }
   void connect(std::chrono::milliseconds limit, std::unique_ptr<detail::rpc::receiver<bool>> done) override {
     server_->connect(limit, std::move(done));
   }

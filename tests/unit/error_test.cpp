@@ -49,6 +49,8 @@ const std::vector<row> table{
     {errc::unexpected_response, condition::protocol},
     {errc::unimplemented, condition::protocol},
     {errc::server_error, std::nullopt},
+    {errc::certificate_refused, condition::refused},
+    {errc::cluster_reset, condition::ownership_lost},
 };
 
 const std::vector<condition> conditions{

@@ -135,9 +135,9 @@ machine::spec from(revision start) {
 struct hub {
   machine on{1};
 
-  did add(machine::handle id, revision start) { return texts(on.add(id, from(start))); }
+  did add(machine::handle id, revision start) { return texts(on.add(id, from(start), epoch)); }
   did remove(machine::handle id) { return texts(on.remove(id)); }
-  did open() { return texts(on.on_stream_open()); }
+  did open() { return texts(on.on_stream_open(epoch)); }
   did closed(milliseconds now = 0ms) { return texts(on.on_stream_closed(epoch + now)); }
   did closed(errc fatal, const std::string& reason) {
     return texts(on.on_stream_closed(epoch, fatal, reason));
@@ -183,8 +183,8 @@ TEST_CASE("a create request carries what was asked for, a chosen id, and asks fo
   what.prev_kv = true;
   what.progress_notify = true;
   what.filters = {conclave::watch_filter::no_put};
-  (void)on.add(1, what);
-  const auto sent = on.on_stream_open();
+  (void)on.add(1, what, epoch);
+  const auto sent = on.on_stream_open(epoch);
   REQUIRE(sent.size() == 1);
   watch_create_request expected;
   expected.key = "a";
@@ -653,7 +653,7 @@ private:
       each.told = what.start_revision - 1;
     }
     watches_[++last_] = each;
-    perform(machine_.add(last_, what));
+    perform(machine_.add(last_, what, epoch));
   }
 
   void remove() {
@@ -739,7 +739,7 @@ private:
     if (stream_ == stream::none && watches_.empty()) add();  // so that there is a stream
     if (stream_ == stream::opening) {
       stream_ = stream::open;
-      perform(machine_.on_stream_open());
+      perform(machine_.on_stream_open(epoch));
     }
   }
 

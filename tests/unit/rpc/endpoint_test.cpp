@@ -61,6 +61,18 @@ TEST_CASE("an endpoint becomes a target of gRPC that names the kind of its host"
   }
 }
 
+TEST_CASE("the scheme decides whether the connection is encrypted, and its absence leaves it open") {
+  using security = conclave::detail::rpc::endpoint::security;
+  CHECK(parse_endpoint("localhost:2379").wanted == security::unsaid);
+  CHECK(parse_endpoint("http://localhost:2379").wanted == security::plain);
+  CHECK(parse_endpoint("https://localhost:2379").wanted == security::tls);
+  CHECK(parse_endpoint("https://localhost:2379").target == "dns:///localhost:2379");
+  CHECK(parse_endpoint("unix:///run/etcd.sock").wanted == security::plain);
+  CHECK(parse_endpoint("unix:///run/etcd.sock").target == "unix:/run/etcd.sock");
+  CHECK(parse_endpoint("unixs:///run/etcd.sock").wanted == security::tls);
+  CHECK(parse_endpoint("unix://etcd.sock").target == "unix:etcd.sock");
+}
+
 TEST_CASE("the port is etcd's unless given, and loses leading zeros") {
   CHECK(parse_endpoint("localhost").target == "dns:///localhost:2379");
   CHECK(parse_endpoint("http://10.0.0.1").target == "ipv4:10.0.0.1:2379");
@@ -80,10 +92,10 @@ TEST_CASE("an endpoint that cannot be is refused, and the text quotes it and nam
       {"http://", "no host"},
       {":2379", "no host"},
       {"http://:2379", "no host"},
-      {"https://localhost:2379", "TLS is not supported"},
-      {"unixs:///tmp/etcd", "TLS is not supported"},
+      {"unix://", "no path"},
+      {"unixs://", "no path"},
+      {"https://", "no host"},
       {"ftp://localhost", "unknown scheme 'ftp'"},
-      {"unix:///tmp/etcd", "unknown scheme 'unix'"},
       {"http://localhost:2379/v3", "a path has no meaning"},
       {"localhost/", "a path has no meaning"},
       {"localhost:", "the port must be 1 to 65535"},

@@ -26,7 +26,13 @@ public:
       : runtime_(std::move(on)),
         keeper_(std::make_shared<engine::lease_keeper>(runtime_)),
         hub_(std::make_shared<engine::watch_hub>(runtime_)),
-        lingering_(std::make_shared<engine::linger_list>(runtime_, standing_watch_time)) {}
+        lingering_(std::make_shared<engine::linger_list>(runtime_, standing_watch_time)) {
+    // Leases end first: what lives by them is not to start over on the watches' end.
+    runtime_->run([on = runtime_, keeper = std::weak_ptr(keeper_), hub = std::weak_ptr(hub_)] {
+      on->observe(keeper);
+      on->observe(hub);
+    });
+  }
 
   /// How long a watch stands after its last use: opening one costs two round trips and a slower first
   /// hand-over.

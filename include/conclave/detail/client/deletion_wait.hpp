@@ -2,11 +2,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/watch_hub.hpp>
 
@@ -29,6 +31,7 @@ public:
     what.key = key_;
     what.filters.push_back(watch_filter::no_put);
     watch_ = client_->hub()->add(std::move(what), weak_from_this());
+    plan_look();
   }
 
   void on_created() override { client_->runtime()->spawn(read(shared_from_this())); }
@@ -45,6 +48,16 @@ public:
   }
 
 private:
+  /// See `runtime::next_look`.
+  void plan_look() {
+    look_timer_ = client_->runtime()->at(client_->runtime()->next_look(), [weak = weak_from_this()] {
+      const auto self = weak.lock();
+      if (!self) return;
+      self->plan_look();
+      self->client_->runtime()->spawn(read(self));
+    });
+  }
+
   static asio::awaitable<void> read(std::shared_ptr<deletion_wait> self) {
     engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1},
                           self->client_->runtime()->seed()};
@@ -81,6 +94,7 @@ private:
   }
   void stop() {
     if (watch_ != 0) client_->hub()->remove(std::exchange(watch_, 0));
+    if (look_timer_) client_->runtime()->cancel(*std::exchange(look_timer_, std::nullopt));
   }
 
   std::shared_ptr<client_state> client_;
@@ -88,6 +102,7 @@ private:
   revision incarnation_;
   waiter done_;
   engine::watch_hub::handle watch_ = 0;
+  std::optional<engine::runtime::timer_id> look_timer_;
 };
 
 }  // namespace conclave::detail::client

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/error.hpp>
 
@@ -54,7 +55,7 @@ public:
 /// strand.
 class lease_state final : public std::enable_shared_from_this<lease_state> {
 public:
-  enum class phase { alive, lost, closed };
+  enum class phase { alive, lost, reset, closed };
 
   lease_state(std::shared_ptr<client_state> of, lease_id id, engine::duration ttl, engine::time_point granted)
       : client_(std::move(of)),
@@ -79,7 +80,16 @@ public:
   }
   [[nodiscard]] phase now_in() const noexcept { return phase_.load(std::memory_order_acquire); }
   [[nodiscard]] errc why_ended() const noexcept {
-    return now_in() == phase::closed ? errc::session_closed : errc::session_lost;
+    switch (now_in()) {
+      case phase::closed:
+        return errc::session_closed;
+      case phase::reset:
+        return errc::cluster_reset;
+      case phase::alive:
+      case phase::lost:
+        break;
+    }
+    return errc::session_lost;
   }
 
   void start() {
@@ -88,14 +98,18 @@ public:
       if (const auto self = weak.lock())
         self->valid_until_.store(until.time_since_epoch().count(), std::memory_order_release);
     };
-    to.on_lost = [weak = weak_from_this()](engine::lease_keeper_machine::loss) {
-      if (const auto self = weak.lock()) self->end(phase::lost);
+    to.on_lost = [weak = weak_from_this()](engine::lease_keeper_machine::loss why) {
+      const bool reset = why == engine::lease_keeper_machine::loss::cluster_reset;
+      if (const auto self = weak.lock()) self->end(reset ? phase::reset : phase::lost);
     };
     client_->keeper().add(id_, ttl_, granted_, std::move(to));
   }
 
   /// The lease is gone, whoever found out: every wait and hold under it ends now.
   void mark_lost() { end(phase::lost); }
+
+  /// Something that lives by the lease is gone: if the lease is, too, that should be known soon.
+  void doubt() { client_->keeper().renew(id_); }
 
   /// The owner lets go; the server has yet to be told.
   void mark_closed() { end(phase::closed); }

@@ -13,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/lease_keeper_machine.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/stream_link.hpp>
@@ -21,7 +22,7 @@ namespace conclave::detail::engine {
 
 /// Drives lease keepers: a stream for every few leases, since a server works through a stream one by one and
 /// a sick lease holds up its neighbours. On the strand.
-class lease_keeper final : public std::enable_shared_from_this<lease_keeper> {
+class lease_keeper final : public runtime_observer, public std::enable_shared_from_this<lease_keeper> {
 public:
   struct listener {
     std::function<void(time_point valid_until)> on_renewed;
@@ -45,6 +46,23 @@ public:
     home_.erase(found);
     where.leases.erase(id);
     act(where, where.machine.remove(id));
+  }
+
+  /// Asks for a lease's renewal now: there is reason to doubt that it lives.
+  void renew(lease_id id) {
+    const auto found = home_.find(id);
+    if (found != home_.end()) act(*found->second, found->second->machine.renew(id, runtime_->now()));
+  }
+
+  void on_cluster_reset() override {
+    const auto all = home_;
+    for (const auto& [id, where] : all) {
+      const auto found = where->leases.find(id);
+      if (found == where->leases.end()) continue;
+      const auto to = found->second;
+      remove(id);
+      to.on_lost(lease_keeper_machine::loss::cluster_reset);
+    }
   }
 
   void close() {

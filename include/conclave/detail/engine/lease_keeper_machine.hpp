@@ -48,7 +48,11 @@ public:
     time_point valid_until;
     friend bool operator==(const renewed&, const renewed&) = default;
   };
-  enum class loss { expired, not_found };
+  enum class loss {
+    expired,
+    not_found,
+    cluster_reset,  ///< Never said by the machine: its driver hears of it.
+  };
   struct lost {
     lease_id id = 0;
     loss why = loss::expired;
@@ -94,6 +98,16 @@ public:
       stream_ = stream_state::closed;
       out.emplace_back(close_stream{});
     }
+    return out;
+  }
+
+  /// Asks for a lease's renewal now: there is reason to doubt that it lives.
+  actions renew(lease_id id, time_point now) {
+    actions out;
+    const auto found = leases_.find(id);
+    if (found == leases_.end()) return out;
+    found->second.next_send = std::min(found->second.next_send, now);
+    run(now, out);
     return out;
   }
 

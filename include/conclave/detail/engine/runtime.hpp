@@ -17,13 +17,13 @@
 #include <vector>
 
 #include <conclave/asio.hpp>
-#include <conclave/detail/engine/backoff.hpp>
+#include <conclave/detail/engine/authenticator.hpp>
 #include <conclave/detail/engine/key_space.hpp>
+#include <conclave/detail/engine/revision_floor.hpp>
+#include <conclave/detail/engine/server_list.hpp>
 #include <conclave/detail/engine/waiter.hpp>
 #include <conclave/detail/rpc/clock.hpp>
-#include <conclave/detail/rpc/methods.hpp>
 #include <conclave/detail/rpc/transport.hpp>
-#include <conclave/detail/wire/messages.hpp>
 #include <conclave/error.hpp>
 
 namespace conclave::detail::engine {
@@ -38,15 +38,26 @@ struct runtime_options {
   std::size_t receive_limit = 0;
 };
 
-/// What everything of one client runs on: a strand, one timer queue, the servers, and calls to them.
+/// Hears of what concerns everything of a client. On the strand.
+class runtime_observer {
+public:
+  virtual ~runtime_observer() = default;
+  /// A connected server is of no use for now, and there are others.
+  virtual void on_suspect(const rpc::transport&) {}
+  /// The store went back in time, or is another one: nothing that was known of it holds.
+  virtual void on_cluster_reset() {}
+};
+
+/// What everything of one client runs on: a strand, one timer queue, and the servers.
 class runtime final : public std::enable_shared_from_this<runtime>, public rpc::context_member {
 public:
   static std::shared_ptr<runtime> make(const asio::any_io_executor& executor,
                                        std::vector<std::shared_ptr<rpc::transport>> servers,
                                        std::shared_ptr<rpc::clock> clock, key_space keys,
-                                       runtime_options options) {
+                                       runtime_options options,
+                                       std::unique_ptr<authenticator> user = nullptr) {
     auto self = std::make_shared<runtime>(private_tag{}, executor, std::move(servers), std::move(clock),
-                                          std::move(keys), options);
+                                          std::move(keys), options, std::move(user));
     self->attached_ = self->service_.add(*self);
     if (!self->attached_) throw error(errc::client_closed, "the execution context is being destroyed");
     return self;
@@ -55,13 +66,14 @@ public:
   struct private_tag {};
   runtime(private_tag, const asio::any_io_executor& executor,
           std::vector<std::shared_ptr<rpc::transport>> servers, std::shared_ptr<rpc::clock> clock,
-          key_space keys, runtime_options options)
+          key_space keys, runtime_options options, std::unique_ptr<authenticator> user)
       : service_(rpc::context_service::of(executor)),
         strand_(asio::make_strand(executor)),
         servers_(std::move(servers)),
         clock_(std::move(clock)),
         keys_(std::move(keys)),
         options_(options),
+        user_(std::move(user)),
         timer_(clock_->make_timer(*strand_)) {}
 
   ~runtime() {
@@ -117,21 +129,60 @@ public:
     }
   }
 
-  /// The server to be asked now. Any thread.
-  [[nodiscard]] std::shared_ptr<rpc::transport> server() const {
-    return servers_[current_.load(std::memory_order_relaxed) % servers_.size()];
+  // Any thread.
+
+  [[nodiscard]] server_list& servers() noexcept { return servers_; }
+  [[nodiscard]] revision_floor& floor() noexcept { return floor_; }
+  /// Null when calls are made in nobody's name.
+  [[nodiscard]] authenticator* user() const noexcept { return user_.get(); }
+
+  /// A connected server is of no use for now: calls and streams turn to another, if there is one.
+  void suspect(const rpc::transport& one) {
+    if (!servers_.suspect(one, now())) return;
+    run([weak = weak_from_this(), which = &one] {
+      if (const auto self = weak.lock())
+        self->tell([which](runtime_observer& each) { each.on_suspect(*which); });
+    });
   }
 
-  /// Moves on to the next server after `failed` could not be reached. Any thread.
-  void avoid(const rpc::transport& failed) noexcept {
-    auto now = current_.load(std::memory_order_relaxed);
-    if (servers_[now % servers_.size()].get() == &failed)
-      current_.compare_exchange_strong(now, now + 1, std::memory_order_relaxed);
+  /// The same, or just the next one's turn if it is not even connected.
+  void leave(const rpc::transport& one) {
+    if (one.ready())
+      suspect(one);
+    else
+      servers_.pass(one);
+  }
+
+  /// The store is not what it was when a call was sent at `sent`: whoever relies on it is told, once.
+  void reset_cluster(const response_header& now, const revision_floor::mark& sent) {
+    if (!floor_.reset(now, sent)) return;
+    run([weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->tell([](runtime_observer& each) { each.on_cluster_reset(); });
+    });
+  }
+
+  /// Observers are told in the order in which they came. On the strand.
+  void observe(std::weak_ptr<runtime_observer> each) {
+    std::erase_if(observers_, [](const auto& other) { return other.expired(); });
+    observers_.push_back(std::move(each));
+  }
+
+  /// When whoever waits for an event looks for itself again: one that a server has lost must not be waited for
+  /// without end. Spread, so that those who began together do not come together.
+  [[nodiscard]] time_point next_look() {
+    using std::chrono::milliseconds;
+    return now() + milliseconds{10'000 + static_cast<std::int64_t>(clock_->entropy() % 20'000)};
   }
 
   [[nodiscard]] std::uint64_t seed() { return clock_->entropy(); }
 
 private:
+  template <class What>
+  void tell(What what) {
+    for (const auto& each : std::vector(observers_))
+      if (const auto strong = each.lock()) what(*strong);
+  }
+
   void arm() {
     if (!timer_ || timers_.empty()) return;
     const auto first = timers_.begin()->first;
@@ -166,12 +217,14 @@ private:
 
   rpc::context_service& service_;
   std::optional<asio::strand<asio::any_io_executor>> strand_;
-  std::vector<std::shared_ptr<rpc::transport>> servers_;
+  server_list servers_;
+  revision_floor floor_;
   std::shared_ptr<rpc::clock> clock_;
   key_space keys_;
   runtime_options options_;
+  std::unique_ptr<authenticator> user_;
+  std::vector<std::weak_ptr<runtime_observer>> observers_;
   std::atomic<bool> stopped_{false};
-  std::atomic<std::size_t> current_{0};
   bool attached_ = false;
 
   using timer_queue = std::multimap<time_point, std::pair<timer_id, std::function<void()>>>;
@@ -217,104 +270,6 @@ inline asio::awaitable<void> sleep_until(std::shared_ptr<runtime> on, time_point
 inline asio::awaitable<void> sleep_for(std::shared_ptr<runtime> on, duration time) {
   const auto when = on->now() + time;
   return sleep_until(std::move(on), when);
-}
-
-namespace impl {
-
-/// For `co_await asio::this_coro::cancellation_state`.
-inline void throw_if_cancelled(const asio::cancellation_state& state) {
-  if (state.cancelled() != asio::cancellation_type::none) throw error(errc::cancelled);
-}
-
-/// A server that is connected; tries each in turn. Throws `unavailable` after the connect timeout.
-inline asio::awaitable<std::shared_ptr<rpc::transport>> connected_server(std::shared_ptr<runtime> on,
-                                                                         std::chrono::milliseconds limit) {
-  auto server = on->server();
-  if (server->ready()) co_return server;
-  const auto deadline = on->now() + limit;
-  while (true) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - on->now());
-    if (left.count() <= 0) break;
-    const auto slice =
-        std::min(left, std::max<std::chrono::milliseconds>(limit / 4, std::chrono::milliseconds{500}));
-    rpc::transport* const asked = server.get();
-    auto start = [asked, slice](std::unique_ptr<rpc::receiver<bool>> receiver) {
-      asked->connect(slice, std::move(receiver));
-    };
-    const bool ready = co_await rpc::suspend<bool>(std::move(start));
-    if (ready) co_return server;
-    throw_if_cancelled(co_await asio::this_coro::cancellation_state);
-    on->avoid(*server);
-    server = on->server();
-  }
-  throw error(errc::unavailable, "could not connect to " + server->endpoint() + " within " +
-                                     std::to_string(limit.count()) + " ms");
-}
-
-inline rpc::metadata unary_headers() { return {{"hasleader", "true"}}; }
-
-template <class Request>
-rpc::metadata headers_for(const Request&) {
-  return unary_headers();
-}
-/// A stale read must work without a leader, and a status must tell about its absence.
-inline rpc::metadata headers_for(const range_request& request) {
-  if (request.serializable) return {};
-  return unary_headers();
-}
-inline rpc::metadata headers_for(const status_request&) { return {}; }
-
-}  // namespace impl
-
-/// One call to the store, from any executor. Calls that certainly had no effect are repeated while there is
-/// time. Throws `error`.
-template <class Request>
-asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Request request) {
-  using method = rpc::method<Request>;
-  if (on->stopped()) throw error(errc::client_closed);
-  const auto kind = method::kind(request);
-  const auto headers = impl::headers_for(request);
-  on->keys().enter(request);
-  const std::string bytes = wire::encode(request);
-  const auto deadline = on->now() + on->options().request_timeout;
-  std::optional<backoff> pause;
-  while (true) {
-    auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - on->now());
-    const auto connect_limit =
-        std::min(on->options().connect_timeout, std::max(left, std::chrono::milliseconds{1}));
-    const std::shared_ptr<rpc::transport> server = co_await impl::connected_server(on, connect_limit);
-    left = std::max(std::chrono::milliseconds{1},
-                    std::chrono::ceil<std::chrono::milliseconds>(deadline - on->now()));
-    rpc::transport* const asked = server.get();
-    auto start = [asked, left, &bytes, &headers](std::unique_ptr<rpc::receiver<rpc::unary_result>> receiver) {
-      asked->unary(method::path, bytes, headers, left, std::move(receiver));
-    };
-    rpc::unary_result result = co_await rpc::suspend<rpc::unary_result>(std::move(start));
-    if (result.state.ok()) {
-      rpc::response_of<Request> response;
-      const auto failed = wire::decode(result.body, response);
-      if (failed != wire::decode_error::none)
-        throw error(errc::malformed_response, method::name, server->endpoint(), 0, wire::to_string(failed));
-      on->keys().leave(response);
-      co_return response;
-    }
-    impl::throw_if_cancelled(co_await asio::this_coro::cancellation_state);
-    auto code = rpc::classify(result.state, kind);
-    // A server that is going away cancels; nobody here did.
-    if (code == errc::cancelled)
-      code = kind == rpc::call_kind::write ? errc::outcome_unknown : errc::unavailable;
-    if (code == errc::unavailable) {
-      on->avoid(*server);
-      if (!pause) pause.emplace(std::chrono::milliseconds{20}, std::chrono::milliseconds{500}, on->seed());
-      const auto next = on->now() + pause->next();
-      if (next < deadline) {
-        co_await sleep_until(on, next);
-        continue;
-      }
-    }
-    throw error(code, method::name, server->endpoint(), static_cast<int>(result.state.code),
-                result.state.message);
-  }
 }
 
 }  // namespace conclave::detail::engine

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/rpc/duplex.hpp>
 
@@ -16,7 +17,7 @@ namespace conclave::detail::engine {
 
 /// One life of a stream: connects, opens, sends what is queued in order, passes on what comes in, and says
 /// how it ended. On the strand; after `close` it says nothing more.
-class stream_link final : public std::enable_shared_from_this<stream_link> {
+class stream_link final : public runtime_observer, public std::enable_shared_from_this<stream_link> {
 public:
   struct events {
     std::function<void()> on_open;
@@ -27,7 +28,10 @@ public:
 
   stream_link(std::shared_ptr<runtime> on, events to) : runtime_(std::move(on)), to_(std::move(to)) {}
 
-  void open(const char* path) { runtime_->spawn(run(shared_from_this(), path)); }
+  void open(const char* path) {
+    runtime_->observe(weak_from_this());
+    runtime_->spawn(run(shared_from_this(), path));
+  }
 
   void send(std::string message) {
     queue_.push_back(std::move(message));
@@ -39,8 +43,15 @@ public:
     if (std::exchange(closed_, true)) return;
     to_ = {};
     queue_.clear();
-    if (suspect && server_) runtime_->avoid(*server_);
+    if (suspect && server_) runtime_->suspect(*server_);
     if (duplex_) duplex_->cancel();
+  }
+
+  /// What the stream was opened with; only while it is open.
+  [[nodiscard]] const token& signed_by() const noexcept { return token_; }
+
+  void on_suspect(const rpc::transport& which) override {
+    if (server_.get() == &which && duplex_) duplex_->cancel();  // ends as if the server had ended it
   }
 
 private:
@@ -48,12 +59,16 @@ private:
     auto& on = self->runtime_;
     rpc::status ended{rpc::status_code::unavailable, "not connected"};
     try {
-      self->server_ = co_await impl::connected_server(on, on->options().connect_timeout);
+      auto server = co_await impl::connected_server(on, on->options().connect_timeout);
+      if (on->user() != nullptr) self->token_ = co_await impl::current_token(on);
+      self->server_ = std::move(server);
     } catch (const error& failed) {
       ended.message = failed.what();
+      if (failed.code() == errc::unauthenticated) ended.code = rpc::status_code::unauthenticated;
     }
     if (self->server_ && !self->closed_) {
       rpc::metadata headers{{"hasleader", "true"}};
+      if (!self->token_.text.empty()) headers.emplace_back("token", self->token_.text.reveal());
       self->duplex_.emplace(self->server_->open(path, std::move(headers)));
       const bool started = co_await self->duplex_->start();
       if (started && !self->closed_) {
@@ -70,11 +85,23 @@ private:
       }
       self->duplex_->cancel();
       ended = co_await self->duplex_->finish();
+      if (!self->closed_) self->judge(ended);
     }
     if (std::exchange(self->closed_, true)) co_return;
     auto closed = std::move(self->to_.on_closed);
     self->to_ = {};
     if (closed) closed(std::move(ended));
+  }
+
+  /// What the end of an open stream says about its server and its token.
+  void judge(rpc::status& ended) {
+    const auto code = rpc::classify(ended, rpc::call_kind::read);
+    if (code == errc::unauthenticated && runtime_->user() != nullptr) {
+      runtime_->user()->refuse(token_.generation);
+      ended.code = rpc::status_code::unavailable;  // to be opened anew, with another token
+    } else if (code == errc::unavailable || code == errc::timed_out) {
+      runtime_->leave(*server_);
+    }
   }
 
   static asio::awaitable<void> write_all(std::shared_ptr<stream_link> self) {
@@ -91,6 +118,7 @@ private:
   std::shared_ptr<runtime> runtime_;
   events to_;
   std::shared_ptr<rpc::transport> server_;
+  token token_;
   std::optional<rpc::duplex> duplex_;
   std::deque<std::string> queue_;
   bool opened_ = false;

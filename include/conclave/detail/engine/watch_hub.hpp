@@ -28,7 +28,7 @@ public:
 };
 
 /// Drives the watches of a client, all on one stream. On the strand.
-class watch_hub final : public std::enable_shared_from_this<watch_hub> {
+class watch_hub final : public runtime_observer, public std::enable_shared_from_this<watch_hub> {
 public:
   using handle = watch_hub_machine::handle;
   using spec = watch_hub_machine::spec;
@@ -40,7 +40,7 @@ public:
     runtime_->keys().enter(what.key, what.range_end);
     const handle id = ++last_;
     listeners_.emplace(id, std::move(to));
-    act(machine_.add(id, std::move(what)));
+    act(machine_.add(id, std::move(what), runtime_->now()));
     return id;
   }
 
@@ -55,6 +55,12 @@ public:
     if (timer_) runtime_->cancel(*timer_);
     if (link_) std::exchange(link_, nullptr)->close();
     listeners_.clear();
+  }
+
+  void on_cluster_reset() override {
+    if (closed_) return;
+    if (link_) std::exchange(link_, nullptr)->close();
+    act(machine_.on_stream_closed(runtime_->now(), errc::cluster_reset));
   }
 
 private:
@@ -86,7 +92,7 @@ private:
   void apply(watch_hub_machine::open_stream&) {
     stream_link::events events;
     events.on_open = [weak = weak_from_this()] {
-      if (const auto self = weak.lock()) self->act(self->machine_.on_stream_open());
+      if (const auto self = weak.lock()) self->opened();
     };
     events.on_message = [weak = weak_from_this()](const std::string& bytes) {
       if (const auto self = weak.lock()) self->receive(bytes);
@@ -123,10 +129,40 @@ private:
     if (const auto to = listener(action.watch, true)) to->on_failed(action.code, action.reason);
   }
 
+  void opened() {
+    // A store that went back in time takes a watch of its future, and is silent: so the revision is looked at.
+    const auto key = machine_.resuming();
+    act(machine_.on_stream_open(runtime_->now()));
+    if (key && !closed_) runtime_->spawn(look(runtime_, *key));
+  }
+
+  static asio::awaitable<void> look(std::shared_ptr<runtime> on, std::string key) {
+    on->keys().leave(key);
+    try {
+      (void)co_await call(std::move(on), range(std::move(key), {.keys_only = true}));
+    } catch (const error&) {  // a reset is told to all; of anything else the watch itself will hear
+    }
+  }
+
+  /// Whether a watch was refused for what may only be an old token: a token goes with a stream once, when it is
+  /// opened, and older servers do not tell one that has expired from one that may not.
+  bool refused_for_age(const watch_response& message) const {
+    if (!message.canceled || runtime_->user() == nullptr || !link_) return false;
+    if (runtime_->now() - link_->signed_by().since < authenticator::young) return false;
+    const auto why = watch_hub_machine::reason_code(message.cancel_reason);
+    return why == errc::unauthenticated || why == errc::permission_denied;
+  }
+
   void receive(const std::string& bytes) {
     watch_response message;
     if (wire::decode(bytes, message) != wire::decode_error::none) {
       if (link_) std::exchange(link_, nullptr)->close(true);
+      act(machine_.on_stream_closed(runtime_->now()));
+      return;
+    }
+    if (refused_for_age(message)) {
+      runtime_->user()->refuse(link_->signed_by().generation);
+      std::exchange(link_, nullptr)->close();
       act(machine_.on_stream_closed(runtime_->now()));
       return;
     }

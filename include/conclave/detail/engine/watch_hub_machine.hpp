@@ -84,18 +84,22 @@ public:
   using action = std::variant<open_stream, close_stream, send, created, events, progress, compacted, failed>;
   using actions = std::vector<action>;
 
+  /// How long a server may take to acknowledge a watch. One that hangs, or no longer reads the stream after it
+  /// has refused a watch (etcd 3.4), would be waited for without end.
+  static constexpr std::chrono::seconds patience{5};
+
   explicit watch_hub_machine(std::uint64_t seed)
       : backoff_(std::chrono::milliseconds{20}, std::chrono::seconds{1}, seed) {}
 
   /// Starts a watch under a handle of the caller's choice, never used before.
-  actions add(handle id, spec what) {
+  actions add(handle id, spec what, time_point now) {
     actions out;
     watch each;
     each.next_revision = what.start_revision;
     each.what = std::move(what);
     auto& added = watches_.insert_or_assign(id, std::move(each)).first->second;
     if (stream_ == stream_state::open)
-      create(id, added, out);
+      create(id, added, now, out);
     else if (stream_ == stream_state::closed)
       open(out);
     return out;
@@ -115,14 +119,31 @@ public:
   /// Messages for ids that are not, or no longer, ours.
   [[nodiscard]] std::uint64_t strays() const noexcept { return strays_; }
 
-  actions on_stream_open() {
+  /// The key of a watch that will resume from a revision, if there is one.
+  [[nodiscard]] std::optional<std::string> resuming() const {
+    for (const auto& [id, each] : watches_)
+      if (!each.from_now()) return each.what.key;
+    return std::nullopt;
+  }
+
+  /// What a server means by the text that it ends a watch with.
+  static errc reason_code(const std::string& reason) {
+    const auto has = [&reason](const char* part) { return reason.find(part) != std::string::npos; };
+    if (has("PermissionDenied") || has("permission denied")) return errc::permission_denied;
+    if (has("Unauthenticated") || has("invalid auth token")) return errc::unauthenticated;
+    if (has("watcher range is empty")) return errc::invalid_argument;
+    if (has("compacted")) return errc::compacted;
+    return errc::server_error;
+  }
+
+  actions on_stream_open(time_point now) {
     actions out;
     if (stream_ != stream_state::opening) return out;
     stream_ = stream_state::open;
     by_wire_id_.clear();
     outstanding_.clear();
     next_wire_id_ = 1;
-    for (auto& [id, each] : watches_) create(id, each, out);
+    for (auto& [id, each] : watches_) create(id, each, now, out);
     return out;
   }
 
@@ -144,6 +165,10 @@ public:
 
   actions on_timer(time_point now) {
     actions out;
+    if (stream_ == stream_state::open && !outstanding_.empty() && now >= outstanding_.front().overdue) {
+      distrust(now, out);
+      return out;
+    }
     if (stream_ != stream_state::waiting || now < reopen_at_) return out;
     if (watches_.empty())
       stream_ = stream_state::closed;
@@ -154,6 +179,7 @@ public:
 
   [[nodiscard]] std::optional<time_point> next_wakeup() const {
     if (stream_ == stream_state::waiting) return reopen_at_;
+    if (stream_ == stream_state::open && !outstanding_.empty()) return outstanding_.front().overdue;
     return std::nullopt;
   }
 
@@ -175,7 +201,7 @@ public:
     if (message.compact_revision != 0) {
       end_on_wire(each);
       if (each.from_now()) {
-        create(id, each, out);
+        create(id, each, now, out);
       } else {
         watches_.erase(id);
         out.emplace_back(compacted{id, message.compact_revision});
@@ -238,7 +264,7 @@ private:
     if (each.from_now()) each.next_revision = 0;
   }
 
-  void create(handle id, watch& each, actions& out) {
+  void create(handle id, watch& each, time_point now, actions& out) {
     reset(each);
     each.wire_id =
         next_wire_id_++;  // ids are never used twice on a stream: late events would hit the wrong watch
@@ -251,7 +277,7 @@ private:
     request.filters = each.what.filters;
     request.watch_id = each.wire_id;
     request.fragment = true;
-    outstanding_.push_back({id, each.wire_id});
+    outstanding_.push_back({id, each.wire_id, now + patience});
     out.emplace_back(send{watch_request{std::move(request)}});
   }
 
@@ -321,18 +347,10 @@ private:
     wait_to_reopen(now);
   }
 
-  static errc reason_code(const std::string& reason) {
-    const auto has = [&reason](const char* part) { return reason.find(part) != std::string::npos; };
-    if (has("PermissionDenied") || has("permission denied")) return errc::permission_denied;
-    if (has("Unauthenticated") || has("invalid auth token")) return errc::unauthenticated;
-    if (has("watcher range is empty")) return errc::invalid_argument;
-    if (has("compacted")) return errc::compacted;
-    return errc::server_error;
-  }
-
   struct outstanding_create {
     handle id = 0;
     std::int64_t wire_id = 0;
+    time_point overdue;
   };
 
   std::map<handle, watch> watches_;

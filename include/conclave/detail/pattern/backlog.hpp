@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/linger.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/watch_hub.hpp>
@@ -123,7 +124,22 @@ private:
       what.range_end = prefix_end(what.key);
       watch_ = hub_->add(std::move(what), weak_from_this());
     }
+    if (!look_timer_) plan_look();
     pump();
+  }
+
+  /// See `runtime::next_look`.
+  void plan_look() {
+    look_timer_ = runtime_->at(runtime_->next_look(), [weak = weak_from_this()] {
+      const auto self = weak.lock();
+      if (!self) return;
+      self->look_timer_.reset();
+      if (self->consumers_.empty()) return;
+      self->plan_look();
+      if (self->pumping_ || !self->must_wait()) return;
+      self->machine_.forget();
+      self->pump();
+    });
   }
 
   void remove(const void* who) {
@@ -425,6 +441,7 @@ private:
   std::deque<consumer> consumers_;
   std::deque<claimed> spare_;  ///< Claimed, and not handed out yet.
   std::optional<engine::runtime::timer_id> put_back_timer_;
+  std::optional<engine::runtime::timer_id> look_timer_;
   engine::watch_hub::handle watch_ = 0;
   bool watching_ = false;
   bool pumping_ = false;

@@ -75,6 +75,21 @@ public:
     for (const auto& each : std::exchange(early_, {})) apply(each);
   }
 
+  /// All keys below the prefix at revision `at`, read while the watch goes on: who is not among them is gone,
+  /// whether or not an event has told of it. (Who is ahead was known from the first; those that came since stand
+  /// behind and come by their events.) The keys touched are as in `events`.
+  std::vector<std::string> confirm(const std::vector<key_value>& keys, revision at) {
+    std::vector<std::string> touched;
+    if (!live_) return touched;
+    std::set<std::pair<revision, std::string>> there;
+    for (const auto& each : keys) there.emplace(each.create_revision, each.key);
+    for (const auto& each : participants_)
+      if (each.first <= at && !there.contains(each)) touched.push_back(each.second);
+    for (const auto& each : touched) erase(each);
+    if (!touched.empty() && !participants_.empty()) touched.push_back(participants_.begin()->second);
+    return touched;
+  }
+
   /// The keys whose own standing an event changed, or that came to the front by it.
   std::vector<std::string> events(const std::vector<event>& batch) {
     std::vector<std::string> touched;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <conclave/detail/client/lease_state.hpp>
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/pattern/line_view.hpp>
 #include <conclave/error.hpp>
@@ -151,6 +152,8 @@ public:
         break;
     }
   }
+
+  [[nodiscard]] bool waits_for_change() const override { return phase_ == phase::standing; }
 
   void on_view_failed(std::exception_ptr why) override {
     const auto self = shared_from_this();
@@ -315,6 +318,7 @@ private:
       auto first = std::move(queue_.front());
       queue_.pop_front();
       phase_ = phase::idle;
+      doubt_lease();
       first.who->fail(errc::lock_lost);
       next();
     } else if (view_->line().is_first(key_)) {
@@ -339,8 +343,14 @@ private:
   void lose(std::error_code why) {
     const auto last = std::exchange(hold_, nullptr);
     phase_ = phase::idle;
+    doubt_lease();
     last->end(why);
     next();
+  }
+
+  /// A key goes with its lease, or by hand.
+  void doubt_lease() {
+    if (const auto lease = lease_.lock()) lease->doubt();
   }
 
   /// A waiter that was cancelled or timed out.

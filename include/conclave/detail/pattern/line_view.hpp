@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/linger.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/watch_hub.hpp>
@@ -60,6 +64,8 @@ public:
     virtual void on_view_change() = 0;
     /// The line cannot be watched.
     virtual void on_view_failed(std::exception_ptr why) = 0;
+    /// Whether it waits for a change.
+    [[nodiscard]] virtual bool waits_for_change() const = 0;
 
   protected:
     ~member() = default;
@@ -78,6 +84,7 @@ public:
       what.range_end = prefix_end(what.key);
       watch_ = hub_->add(std::move(what), weak_from_this());
     }
+    if (!look_timer_) plan_look();
   }
 
   /// Does nothing if another member has taken the key over.
@@ -115,6 +122,29 @@ public:
   }
 
 private:
+  void plan_look() {
+    look_timer_ = runtime_->at(runtime_->next_look(), [weak = weak_from_this()] {
+      const auto self = weak.lock();
+      if (!self) return;
+      self->look_timer_.reset();
+      if (self->members_.empty()) return;
+      const bool waiting = std::any_of(self->members_.begin(), self->members_.end(),
+                                       [](const auto& each) { return each.second->waits_for_change(); });
+      if (waiting) self->runtime_->spawn(look(self, self->round_));
+      self->plan_look();
+    });
+  }
+
+  /// See `runtime::next_look`.
+  static asio::awaitable<void> look(std::shared_ptr<line_view> self, std::uint64_t round) {
+    try {
+      const range_response found = co_await read_keys(self->runtime_, self->machine_.grammar().prefix());
+      if (self->round_ != round) co_return;
+      for (const auto& key : self->machine_.confirm(found.kvs, found.header.revision)) self->tell(key);
+    } catch (const error&) {  // next time
+    }
+  }
+
   static asio::awaitable<void> read(std::shared_ptr<line_view> self, std::uint64_t round) {
     const auto on = self->runtime_;
     engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, on->seed()};
@@ -161,6 +191,7 @@ private:
   std::unordered_map<std::string, member*> members_;
   engine::watch_hub::handle watch_ = 0;
   std::uint64_t round_ = 0;
+  std::optional<engine::runtime::timer_id> look_timer_;
 };
 
 }  // namespace conclave::detail::pattern

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <conclave/detail/client/client_state.hpp>
+#include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/linger.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/error.hpp>

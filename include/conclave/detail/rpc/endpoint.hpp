@@ -13,8 +13,11 @@ namespace conclave::detail::rpc {
 
 /// A server's address: what the user wrote, and how gRPC is told.
 struct endpoint {
+  enum class security { unsaid, plain, tls };
+
   std::string text;
   std::string target;
+  security wanted = security::unsaid;
 };
 
 namespace impl {
@@ -90,21 +93,30 @@ inline std::string_view trimmed(std::string_view text) noexcept {
 
 }  // namespace impl
 
-/// Reads one endpoint: `http://host:port` or `host:port`, where the host is a name, an IPv4 address or an
-/// IPv6 address in brackets; the port is 2379 unless given.
+/// Reads one endpoint: `http://host:port`, `https://host:port` or `host:port`, where the host is a name, an IPv4
+/// address or an IPv6 address in brackets and the port is 2379 unless given; or a socket in the file system,
+/// `unix:///path` or, with TLS, `unixs:///path`.
 inline endpoint parse_endpoint(std::string_view given) {
   const std::string_view text = impl::trimmed(given);
   // First of all, since what stands before it may be a password, and the other texts quote the endpoint.
   if (text.find('@') != std::string_view::npos)
     throw error(errc::invalid_argument, "an endpoint contains '@': users are no part of an endpoint");
+  endpoint out;
+  out.text = std::string{text};
   std::string_view rest = text;
   if (const auto scheme_end = rest.find("://"); scheme_end != std::string_view::npos) {
     const auto scheme = rest.substr(0, scheme_end);
-    if (scheme == "https" || scheme == "unixs")
-      impl::refuse_endpoint(text, "TLS is not supported by this version");
-    if (scheme != "http")
-      impl::refuse_endpoint(text, "unknown scheme '" + std::string{scheme} + "', use http");
     rest.remove_prefix(scheme_end + 3);
+    const bool socket = scheme == "unix" || scheme == "unixs";
+    if (!socket && scheme != "http" && scheme != "https")
+      impl::refuse_endpoint(text,
+                            "unknown scheme '" + std::string{scheme} + "', use http, https, unix or unixs");
+    out.wanted = scheme.back() == 's' ? endpoint::security::tls : endpoint::security::plain;
+    if (socket) {
+      if (rest.empty()) impl::refuse_endpoint(text, "no path");
+      out.target = "unix:" + std::string{rest};
+      return out;
+    }
     if (!rest.empty() && rest.back() == '/') rest.remove_suffix(1);
   }
   if (rest.empty()) impl::refuse_endpoint(text, "no host");
@@ -137,8 +149,6 @@ inline endpoint parse_endpoint(std::string_view given) {
   if (!digits || number == 0 || number > 65535) impl::refuse_endpoint(text, "the port must be 1 to 65535");
 
   if (host.empty()) impl::refuse_endpoint(text, "no host");
-  endpoint out;
-  out.text = std::string{text};
   const std::string suffix = ":" + std::to_string(number);
   if (bracketed)
     out.target = "ipv6:[" + std::string{host} + "]" + suffix;

@@ -17,6 +17,7 @@
 #include <grpcpp/support/channel_arguments.h>
 
 #include <conclave/detail/rpc/grpc_reactor.hpp>
+#include <conclave/detail/rpc/tls.hpp>
 
 namespace conclave::detail::rpc {
 
@@ -25,8 +26,10 @@ namespace conclave::detail::rpc {
 /// wait for a connection.
 class grpc_channel : public std::enable_shared_from_this<grpc_channel> {
 public:
-  /// `target` is in gRPC's syntax ("ipv4:127.0.0.1:2379"); `receive_limit` in bytes.
-  static std::shared_ptr<grpc_channel> make(const std::string& target, int receive_limit) {
+  /// `target` is in gRPC's syntax ("ipv4:127.0.0.1:2379"); `receive_limit` in bytes; `tls` null for a plain
+  /// connection.
+  static std::shared_ptr<grpc_channel> make(const std::string& target, int receive_limit,
+                                            const tls_credentials* tls) {
     grpc::ChannelArguments arguments;
     // A connection of our own: keepalives must not stand behind a stranger's bulk traffic.
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -39,10 +42,13 @@ public:
     arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1'500);
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1'000);
     arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+    // A name is resolved anew when its servers cannot be reached, and not only every half minute.
+    arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 2'000);
     arguments.SetMaxReceiveMessageSize(receive_limit);
     arguments.SetMaxSendMessageSize(-1);
+    if (tls != nullptr && !tls->server_name.empty()) arguments.SetSslTargetNameOverride(tls->server_name);
     auto self = std::make_shared<grpc_channel>(
-        private_tag{}, grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments));
+        private_tag{}, grpc::CreateCustomChannel(target, credentials(tls), arguments));
     (new watch(self))->arm(self->channel_->GetState(true));
     return self;
   }
@@ -54,6 +60,7 @@ public:
   grpc::GenericStub& stub() noexcept { return stub_; }
 
   [[nodiscard]] bool ready() const noexcept { return ready_.load(std::memory_order_acquire); }
+  [[nodiscard]] bool failing() const noexcept { return failing_.load(std::memory_order_acquire); }
 
   /// Ends the standing watch; the channel goes away soon after its last call.
   void close() noexcept { closed_.store(true, std::memory_order_release); }
@@ -81,11 +88,25 @@ public:
   }
 
 private:
+  static std::shared_ptr<grpc::ChannelCredentials> credentials(const tls_credentials* tls) {
+    if (tls == nullptr) return grpc::InsecureChannelCredentials();
+    grpc::SslCredentialsOptions options;
+    options.pem_root_certs = tls->ca;
+    options.pem_cert_chain = tls->certificate;
+    options.pem_private_key = tls->key.reveal();
+    auto made = grpc::SslCredentials(options);
+    secret::overwrite(options.pem_private_key);
+    return made;
+  }
+
   class waiter final : public grpc_operation, public cancellable {
   public:
     waiter(std::shared_ptr<grpc_channel> channel, context_service& service,
            std::unique_ptr<receiver<bool>> done)
         : grpc_operation(done->executor(), service), channel_(std::move(channel)), done_(std::move(done)) {}
+
+    /// Whether it has fired, or its context is gone.
+    ~waiter() override { channel_->forget(*this); }
 
     grpc::Alarm& alarm() noexcept { return alarm_; }
     void bind() { done_->cancel_through(*this); }
@@ -96,7 +117,6 @@ private:
     void on_context_shutdown() noexcept override { alarm_.Cancel(); }
 
     void finish_here(std::unique_ptr<grpc_operation> self) override {
-      channel_->forget(*this);
       auto done = std::move(done_);
       const bool connected = channel_->ready();
       self.reset();
@@ -126,7 +146,7 @@ private:
         return;
       }
       const auto state = channel_->channel_->GetState(true);  // also leaves the idle state
-      channel_->set_ready(state == GRPC_CHANNEL_READY);
+      channel_->observe(state);
       arm(state);
     }
 
@@ -134,10 +154,14 @@ private:
     std::shared_ptr<grpc_channel> channel_;
   };
 
-  void set_ready(bool ready) {
+  void observe(grpc_connectivity_state state) {
+    const bool ready = state == GRPC_CHANNEL_READY;
+    const bool failed = state == GRPC_CHANNEL_TRANSIENT_FAILURE;
     std::lock_guard lock{mutex_};
     ready_.store(ready, std::memory_order_release);
-    if (!ready) return;
+    if (!ready && !failed) return;
+    const bool news = failing_.exchange(failed, std::memory_order_acq_rel) != failed;
+    if (!ready && !news) return;  // those who came after the failure wait for a connection
     for (auto* each : waiting_) each->alarm().Cancel();
     waiting_.clear();
   }
@@ -155,6 +179,7 @@ private:
   std::shared_ptr<grpc::Channel> channel_;
   grpc::GenericStub stub_;
   std::atomic<bool> ready_{false};
+  std::atomic<bool> failing_{false};
   std::atomic<bool> closed_{false};
   std::mutex mutex_;
   std::unordered_set<waiter*> waiting_;

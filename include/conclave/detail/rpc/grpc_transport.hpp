@@ -19,14 +19,17 @@ namespace conclave::detail::rpc {
 /// The real way out: one server through gRPC.
 class grpc_transport final : public transport {
 public:
-  /// `target` in gRPC's syntax; `endpoint` as the user wrote it; `receive_limit` in bytes, -1 for none.
-  grpc_transport(const std::string& target, std::string endpoint, int receive_limit)
-      : endpoint_(std::move(endpoint)), channel_(grpc_channel::make(target, receive_limit)) {}
+  /// `target` in gRPC's syntax; `endpoint` as the user wrote it; `receive_limit` in bytes, -1 for none; `tls`
+  /// null for a plain connection.
+  grpc_transport(const std::string& target, std::string endpoint, int receive_limit,
+                 const tls_credentials* tls = nullptr)
+      : endpoint_(std::move(endpoint)), channel_(grpc_channel::make(target, receive_limit, tls)) {}
 
   ~grpc_transport() override { channel_->close(); }
 
   [[nodiscard]] const std::string& endpoint() const noexcept override { return endpoint_; }
   [[nodiscard]] bool ready() const noexcept override { return channel_->ready(); }
+  [[nodiscard]] bool failing() const noexcept override { return channel_->failing(); }
 
   void connect(std::chrono::milliseconds limit, std::unique_ptr<receiver<bool>> done) override {
     channel_->connect(limit, std::move(done));

@@ -50,7 +50,12 @@ public:
   /// Whether a call made now leaves at once. Any thread.
   [[nodiscard]] virtual bool ready() const noexcept = 0;
 
-  /// Waits until `ready`, at most `limit`; completes with whether it is. Any thread.
+  /// Whether the last attempt to connect failed, and none has succeeded since: a call made now fails at once
+  /// and says why. Any thread.
+  [[nodiscard]] virtual bool failing() const noexcept = 0;
+
+  /// Waits until `ready`, at most `limit`, or until an attempt to connect fails; completes with whether it is.
+  /// Any thread.
   virtual void connect(std::chrono::milliseconds limit, std::unique_ptr<receiver<bool>> done) = 0;
 
   /// One call: `path` is the method's full name ("/etcdserverpb.KV/Range"), `limit` the deadline sent with

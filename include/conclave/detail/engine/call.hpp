@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <algorithm>
+#include <cctype>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+#include <conclave/detail/engine/authenticator.hpp>
+#include <conclave/detail/engine/backoff.hpp>
+#include <conclave/detail/engine/revision_floor.hpp>
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/rpc/methods.hpp>
+#include <conclave/detail/rpc/transport.hpp>
+#include <conclave/detail/wire/messages.hpp>
+#include <conclave/error.hpp>
+
+namespace conclave::detail::engine {
+
+namespace impl {
+
+/// For `co_await asio::this_coro::cancellation_state`.
+inline void throw_if_cancelled(const asio::cancellation_state& state) {
+  if (state.cancelled() != asio::cancellation_type::none) throw error(errc::cancelled);
+}
+
+/// What gRPC has to say about a server that cannot be connected to: a call to it fails at once.
+inline asio::awaitable<rpc::status> ask_why(std::shared_ptr<rpc::transport> server) {
+  const std::string nothing;
+  rpc::transport* const asked = server.get();
+  auto start = [asked, &nothing](std::unique_ptr<rpc::receiver<rpc::unary_result>> receiver) {
+    asked->unary(rpc::method<status_request>::path, nothing, {}, std::chrono::milliseconds{200},
+                 std::move(receiver));
+  };
+  rpc::unary_result result = co_await rpc::suspend<rpc::unary_result>(std::move(start));
+  co_return std::move(result.state);
+}
+
+/// The words of OpenSSL and of gRPC for a certificate that does not pass.
+inline bool about_certificate(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  for (char& c : text)
+    if (c == '_') c = ' ';
+  return text.find("certificate verify failed") != text.npos ||
+         text.find("is not in peer certificate") != text.npos ||
+         text.find("hostname verification failed") != text.npos || text.find("peer name") != text.npos;
+}
+
+/// A server that is connected; tries each in turn. Throws `unavailable` after `limit`, and `certificate_refused`
+/// as soon as it is clear that none else is to be had.
+inline asio::awaitable<std::shared_ptr<rpc::transport>> connected_server(std::shared_ptr<runtime> on,
+                                                                         std::chrono::milliseconds limit) {
+  using std::chrono::milliseconds;
+  auto server = on->servers().pick(on->now());
+  if (server->ready()) co_return server;
+  const auto deadline = on->now() + limit;
+  bool asked_why = false;
+  while (true) {
+    const auto left = std::chrono::ceil<milliseconds>(deadline - on->now());
+    if (left.count() <= 0) break;
+    // A failing one gets time for its next attempt, another that becomes ready is seen after the slice.
+    const auto slice = std::min(left, server->failing() ? milliseconds{100} : milliseconds{250});
+    rpc::transport* const asked = server.get();
+    auto start = [asked, slice](std::unique_ptr<rpc::receiver<bool>> receiver) {
+      asked->connect(slice, std::move(receiver));
+    };
+    const bool ready = co_await rpc::suspend<bool>(std::move(start));
+    if (ready) co_return server;
+    throw_if_cancelled(co_await asio::this_coro::cancellation_state);
+    if (!asked_why && on->servers().all_failing()) {
+      asked_why = true;
+      rpc::status why = co_await ask_why(server);
+      throw_if_cancelled(co_await asio::this_coro::cancellation_state);
+      if (!why.ok() && about_certificate(why.message))
+        throw error(errc::certificate_refused, "connecting", server->endpoint(), static_cast<int>(why.code),
+                    why.message);
+    }
+    on->servers().pass(*server);
+    server = on->servers().pick(on->now());
+    if (server->ready()) co_return server;
+  }
+  std::string reason;
+  if (server->failing()) {
+    const rpc::status why = co_await ask_why(server);
+    throw_if_cancelled(co_await asio::this_coro::cancellation_state);
+    if (!why.ok()) reason = ": " + why.message;
+  }
+  throw error(errc::unavailable, "could not connect to " + server->endpoint() + " within " +
+                                     std::to_string(limit.count()) + " ms" + reason);
+}
+
+template <class Request>
+constexpr bool goes_unsigned =
+    std::is_same_v<Request, authenticate_request> || std::is_same_v<Request, status_request>;
+
+/// A stale read must work without a leader, and a status must tell about its absence.
+template <class Request>
+bool needs_leader(const Request& request) {
+  if constexpr (std::is_same_v<Request, range_request>)
+    return !request.serializable;
+  else
+    return !std::is_same_v<Request, status_request>;
+}
+
+/// Whether the answer comes from a member that knows of all that was written before the call.
+template <class Request>
+bool is_up_to_date(const Request& request) {
+  if constexpr (std::is_same_v<Request, range_request>)
+    return !request.serializable;
+  else if constexpr (std::is_same_v<Request, txn>)
+    return rpc::method<txn>::kind(request) == rpc::call_kind::write;
+  else
+    return std::is_same_v<Request, put_request> || std::is_same_v<Request, delete_range_request>;
+}
+
+inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on);
+
+}  // namespace impl
+
+/// One call to the store, from any executor. Calls that certainly had no effect are repeated while there is
+/// time, and a read is repeated elsewhere when a server is silent. Throws `error`.
+template <class Request>
+asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Request request) {
+  using std::chrono::milliseconds;
+  using method = rpc::method<Request>;
+  if (on->stopped()) throw error(errc::client_closed);
+  const auto kind = method::kind(request);
+  const bool up_to_date = impl::is_up_to_date(request);
+  const bool needs_leader = impl::needs_leader(request);
+  on->keys().enter(request);
+  const std::string bytes = wire::encode(request);
+  const auto deadline = on->now() + on->options().request_timeout;
+  const auto left = [&] {
+    return std::max(milliseconds{1}, std::chrono::ceil<milliseconds>(deadline - on->now()));
+  };
+  std::optional<backoff> pause;
+  int refused = 0;
+  int stale = 0;
+  while (true) {
+    const auto connect_limit = std::min(on->options().connect_timeout, left());
+    const std::shared_ptr<rpc::transport> server = co_await impl::connected_server(on, connect_limit);
+    rpc::metadata headers;
+    if (needs_leader) headers.emplace_back("hasleader", "true");
+    token by;
+    if constexpr (!impl::goes_unsigned<Request>) {
+      if (on->user() != nullptr) {
+        by = co_await impl::current_token(on);
+        if (!by.text.empty()) headers.emplace_back("token", by.text.reveal());
+      }
+    }
+    const auto sent = on->floor().now();
+    // A silent server must leave time for another; a write must not be sent twice.
+    const bool elsewhere = kind == rpc::call_kind::read && on->servers().size() > 1;
+    const auto limit = elsewhere ? std::max(left() / 2, std::min(left(), milliseconds{500})) : left();
+    rpc::transport* const asked = server.get();
+    auto start = [asked, limit, &bytes,
+                  &headers](std::unique_ptr<rpc::receiver<rpc::unary_result>> receiver) {
+      asked->unary(method::path, bytes, std::move(headers), limit, std::move(receiver));
+    };
+    rpc::unary_result result = co_await rpc::suspend<rpc::unary_result>(std::move(start));
+    if (result.state.ok()) {
+      if (on->user() != nullptr) on->user()->answered();
+      rpc::response_of<Request> response;
+      const auto failed = wire::decode(result.body, response);
+      if (failed != wire::decode_error::none)
+        throw error(errc::malformed_response, method::name, server->endpoint(), 0, wire::to_string(failed));
+      const auto verdict = on->floor().judge(response.header, sent, up_to_date);
+      if (verdict == revision_floor::verdict::good) {
+        on->keys().leave(response);
+        co_return response;
+      }
+      // A read may be stale by a server's bug; a write was certainly applied to the store of this revision.
+      if (verdict == revision_floor::verdict::below && kind == rpc::call_kind::read && ++stale < 3 &&
+          on->now() + milliseconds{50} < deadline) {
+        on->suspect(*server);
+        co_await sleep_for(on, milliseconds{50});
+        continue;
+      }
+      on->reset_cluster(response.header, sent);
+      throw error(
+          errc::cluster_reset, method::name, server->endpoint(), 0,
+          "revision " + std::to_string(response.header.revision) + " after " + std::to_string(sent.floor));
+    }
+    impl::throw_if_cancelled(co_await asio::this_coro::cancellation_state);
+    auto code = rpc::classify(result.state, kind);
+    // A server that is going away cancels; nobody here did.
+    if (code == errc::cancelled)
+      code = kind == rpc::call_kind::write ? errc::outcome_unknown : errc::unavailable;
+    if (on->user() != nullptr) {
+      if (result.state.code == rpc::status_code::deadline_exceeded)
+        on->user()->silent(by.generation);
+      else
+        on->user()->answered();
+      // Refused before anything was done. Once for its age, once more for a member that has yet to hear of it.
+      if (code == errc::unauthenticated && !impl::goes_unsigned<Request> && ++refused < 3) {
+        on->user()->refuse(by.generation);
+        continue;
+      }
+    }
+    const bool silent = code == errc::timed_out || code == errc::outcome_unknown;
+    if (code == errc::unavailable || silent) on->leave(*server);
+    if (code == errc::timed_out && elsewhere && on->now() + milliseconds{100} < deadline) continue;
+    if (code == errc::unavailable) {
+      if (!pause) pause.emplace(milliseconds{20}, milliseconds{500}, on->seed());
+      const auto next = on->now() + pause->next();
+      if (next < deadline) {
+        co_await sleep_until(on, next);
+        continue;
+      }
+    }
+    throw error(code, method::name, server->endpoint(), static_cast<int>(result.state.code),
+                result.state.message);
+  }
+}
+
+namespace impl {
+
+/// Asks for a token, for all that wait for one. On the strand.
+inline asio::awaitable<void> authenticate(std::shared_ptr<runtime> on) {
+  std::exception_ptr failed;
+  bool for_good = false;
+  rpc::secret text;
+  try {
+    authenticate_request request;
+    request.name = on->user()->name();
+    request.password = on->user()->password().reveal();
+    authenticate_response answer = co_await call(on, std::move(request));
+    text = rpc::secret{std::move(answer.token)};
+  } catch (const error& e) {
+    // Users that nobody has to be: the servers even refuse a token that is left over.
+    const bool unwanted = e.server_text().find("authentication is not enabled") != std::string::npos;
+    if (!unwanted) failed = std::current_exception();
+    for_good = e.code() == errc::unauthenticated;
+  }
+  if (failed)
+    on->user()->failed(failed, for_good, on->now());
+  else
+    on->user()->got(std::move(text), on->now());
+}
+
+inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on) {
+  if (auto have = on->user()->current()) co_return *std::move(have);
+  runtime* const where = on.get();
+  auto start = [where](std::shared_ptr<waiter<token>> waiting) {
+    if (where->user()->wait(std::move(waiting), where->now()))
+      where->spawn(authenticate(where->shared_from_this()));
+  };
+  co_return co_await wait<token>(std::move(on), std::move(start));
+}
+
+}  // namespace impl
+
+}  // namespace conclave::detail::engine
