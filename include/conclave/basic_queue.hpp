@@ -172,6 +172,8 @@ private:
           std::find_if(kvs.begin(), kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); });
       if (first == kvs.end()) {
         if (!found.more) co_return std::nullopt;
+        if (kvs.size() < static_cast<std::size_t>(limit))
+          throw error(errc::unexpected_response, "KV.Range: more keys, and fewer than were asked for");
         continue;
       }
       if (by_commit) {

@@ -56,6 +56,7 @@ private:
                                            std::vector<std::string> values) {
     const auto on = state->runtime();
     revision last = 0;
+    int taken = 0;
     for (std::size_t begin = 0; begin < values.size();) {
       std::size_t bytes = values[begin].size();
       std::size_t end = begin + 1;
@@ -71,11 +72,16 @@ private:
       bool unknown = false;
       try {
         const txn_response answer = co_await detail::engine::call(on, std::move(request));
-        if (!answer.succeeded) continue;  // another producer had the same nanosecond: take new names
+        if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: at no revision");
+        if (!answer.succeeded) {  // another producer had the same nanosecond: take new names
+          if (++taken < 10) continue;
+          throw error(errc::unexpected_response, "KV.Txn: every new name is taken");
+        }
         last = answer.header.revision;
       } catch (const error& e) {
         // etcd also looks at its space after it has written, and then refuses what it has done.
-        unknown = e.code() == errc::outcome_unknown || e.code() == errc::no_space;
+        unknown = taken < 10 && (e.code() == errc::outcome_unknown || e.code() == errc::no_space ||
+                                 e.code() == condition::protocol);
         failed = std::current_exception();
         if (begin > 0)
           failed =

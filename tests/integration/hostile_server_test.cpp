@@ -17,6 +17,7 @@ using conclave::event;
 using conclave::event_type;
 using conclave::key_value;
 using conclave::lease_grant_request;
+using conclave::lease_grant_response;
 using conclave::lease_keep_alive_response;
 using conclave::lease_revoke_request;
 using conclave::put_request;
@@ -116,15 +117,14 @@ TEST_CASE("recipes pass on that an answer was no message, and leave nothing in t
     co_await keys_below(c, "lock/", 0, promptly);
 
     proxy.next<txn>(scripted_etcd::replaced(no_message()), enqueues);
-    const auto putting = co_await error_of(q.enqueue("a"));
-    CHECK(putting == condition::protocol);
+    co_await q.enqueue("a");  // it looks, and the item is there
 
     co_await q.enqueue("b");
     proxy.next<range_request>(scripted_etcd::replaced(no_message()));
     const auto listing = co_await error_of(q.dequeue());
     CHECK(listing == condition::protocol);
     const auto first = co_await q.dequeue();
-    CHECK(first == "a");  // it had been put after all
+    CHECK(first == "a");
     proxy.next<txn>(scripted_etcd::replaced(no_message()), claims);
     const auto taking = co_await error_of(q.dequeue());
     CHECK(taking == condition::protocol);
@@ -1222,5 +1222,339 @@ TEST_CASE("a session whose keepalives are refused is lost when its time is over,
     CHECK(now() >= until);
     CHECK(now() < until + promptly);
     co_await check_usable(c);
+  });
+}
+
+// ---- nonsense that must not last ---------------------------------------------------------------------------
+
+TEST_CASE("a server without watches is told as such") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    const auto code =
+        GENERATE(status_code::unimplemented, status_code::permission_denied, status_code::unauthenticated);
+    script refuse;
+    refuse.on_open = [code](const call_ptr& on) { on->end({code, "refused"}); };
+    proxy.each_stream(watch_path, refuse);
+    auto c = connect(context, proxy);
+    auto w = co_await c.watch("k");
+    auto waiting = start(context, [&] { return w.next(); });
+    const auto why = co_await waiting.error(promptly);
+    if (code == status_code::unimplemented)
+      CHECK(why == condition::protocol);
+    else
+      CHECK(why == condition::refused);
+    co_await check_usable(c);
+  });
+}
+
+TEST_CASE("a lock whose line may not be watched fails, also when that is known before its join is answered") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy,
+                 etcd_server& server) -> asio::awaitable<void> {
+    auto direct = connect(context, server);
+    auto holder = co_await session::open(direct);
+    lock_by_name held_by{holder, "lock"};
+    auto held = co_await held_by.lock();
+
+    stream_log log{proxy, watch_path};
+    treat_next_created(log, [](const call_ptr& on, watch_response answer) {
+      answer.watch_id = -1;
+      answer.canceled = true;
+      answer.cancel_reason = "etcdserver: permission denied";
+      on->send(answer);
+    });
+    // The join is answered only when the watch's refusal has come.
+    auto release = std::make_shared<std::function<void()>>();
+    std::atomic<bool> joined{false};
+    script late;
+    late.on_answer = [](const call_ptr&, const std::string&) {};
+    auto answer = std::make_shared<std::pair<call_ptr, std::string>>();
+    late.on_answer = [answer](const call_ptr& on, std::string bytes) { *answer = {on, std::move(bytes)}; };
+    late.on_end = [&joined](const call_ptr&, const scripted_etcd::status&) { joined = true; };
+    proxy.next<txn>(late, joins);
+    auto c = connect(context, proxy);
+    auto s = co_await session::open(c);
+    lock_by_name m{s, "lock"};
+    auto waiting = start(context, [&] { return m.lock(); });
+    co_await eventually("it has joined", [&] { return joined.load(); });
+    co_await eventually("the watch is asked for", [&] { return log.creates().size() == 1; });
+    co_await pause_for(300ms);
+    answer->first->send(answer->second);
+    answer->first->end();
+    *answer = {};
+    const auto why = co_await waiting.error(promptly);
+    CHECK(why == errc::permission_denied);
+    waiting.cancel();
+    co_await held.unlock();
+    co_await s.close();
+    co_await holder.close();
+  });
+}
+
+TEST_CASE("a lock that was lost leaves no key when the next local waiter's join is answered by nonsense") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    auto c = connect(context, proxy);
+    auto s = co_await session::open(c);
+    lock_by_name m{s, "lock"};
+    lock_by_name other{s, "lock"};
+    auto lock = co_await m.lock();
+    auto waiting = start(context, [&] { return other.lock(); });
+    co_await pause_for(100ms);
+    CHECK_FALSE(waiting.done());
+    proxy.next<txn>(scripted_etcd::replaced(no_message()), joins);
+    co_await c.delete_range(conclave::delete_key(lock.key()));
+    const auto why = co_await waiting.error();
+    CHECK(why == condition::protocol);
+    co_await keys_below(c, "lock/", 0, promptly);
+    co_await s.close();
+  });
+}
+
+TEST_CASE("a grant whose answer is no message leaves no lease behind") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    const bool other_id = GENERATE(false, true);
+    CAPTURE(other_id);
+    auto c = connect(context, proxy);
+    if (other_id)
+      proxy.next<lease_grant_request>(
+          scripted_etcd::edited<lease_grant_response>([](lease_grant_response& r) { ++r.id; }));
+    else
+      proxy.next<lease_grant_request>(scripted_etcd::replaced(no_message()));
+    const auto opening = co_await error_of(session::open(c, {.ttl = 5s}));
+    CHECK(opening == condition::protocol);
+    auto no_lease = [&]() -> asio::awaitable<bool> {
+      const auto left = co_await c.leases();
+      co_return left.leases.empty();
+    };
+    co_await eventually("no lease is left", no_lease, promptly);
+  });
+}
+
+TEST_CASE("a short lease that is unknown right after its grant is asked about, and not given up") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    stream_log log{proxy, lease_keep_alive_path};
+    log.edit([done = std::make_shared<bool>(false)](const call_ptr& on, const std::string& bytes) {
+      if (std::exchange(*done, true)) return false;
+      auto answer = scripted_etcd::decoded<lease_keep_alive_response>(bytes);
+      answer.ttl = 0;
+      on->send(answer);
+      return true;
+    });
+    auto c = connect(context, proxy);
+    auto s = co_await session::open(c, {.ttl = 1s});
+    const auto before = s.valid_until();
+    co_await eventually("the session is renewed or lost",
+                        [&] { return s.valid_until() > before || !s.alive(); });
+    CHECK(s.alive());
+    CHECK(now() < before);
+    co_await s.close();
+  });
+}
+
+TEST_CASE("a session is not believed in for longer than the last answer says") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    stream_log log{proxy, lease_keep_alive_path};
+    log.edit([](const call_ptr& on, const std::string& bytes) {
+      auto answer = scripted_etcd::decoded<lease_keep_alive_response>(bytes);
+      answer.ttl = 1;
+      on->send(answer);
+      return true;
+    });
+    auto c = connect(context, proxy);
+    auto s = co_await session::open(c, {.ttl = 6s});
+    co_await eventually("the lease is renewed more often", [&] { return log.messages().size() >= 3; });
+    CHECK(s.alive());
+    CHECK(s.valid_until() <= now() + 1s);
+    co_await s.close();
+  });
+}
+
+TEST_CASE("a time to live beyond the clock's range is no reason to lose the lease") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    const bool in_grant = GENERATE(false, true);
+    CAPTURE(in_grant);
+    stream_log log{proxy, lease_keep_alive_path};
+    const std::int64_t huge = std::int64_t{1} << 35;  // about 1000 years: beyond 2^63 ns
+    if (in_grant) {
+      proxy.next<lease_grant_request>(
+          scripted_etcd::edited<lease_grant_response>([huge](lease_grant_response& r) { r.ttl = huge; }));
+    } else {
+      log.edit([huge](const call_ptr& on, const std::string& bytes) {
+        auto answer = scripted_etcd::decoded<lease_keep_alive_response>(bytes);
+        answer.ttl = huge;
+        on->send(answer);
+        return true;
+      });
+    }
+    auto c = connect(context, proxy);
+    std::optional<session> s;
+    std::error_code why;
+    try {
+      s = co_await session::open(c, {.ttl = 2s});
+    } catch (const conclave::error& e) {
+      why = e.code();
+    }
+    if (s) {
+      if (!in_grant) co_await eventually("it is renewed", [&] { return log.messages().size() >= 1; });
+      co_await pause_for(1500ms);
+      CHECK(s->alive());
+      CHECK(s->ttl() > 0s);
+      co_await s->close();
+    } else {
+      CHECK(why == condition::protocol);
+    }
+  });
+}
+
+TEST_CASE("a server that acknowledges watches and then ends the stream is not asked in a loop") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    stream_log log{proxy, watch_path};
+    log.edit([](const call_ptr& on, const std::string& bytes) {
+      on->send(bytes);
+      on->end();
+      return true;
+    });
+    auto c = connect(context, proxy);
+    auto w = co_await c.watch("k");
+    co_await pause_for(3s);
+    const auto opened = log.opened();
+    CHECK(opened >= 3);
+    CHECK(opened <= 20);
+  });
+}
+TEST_CASE("a server that sends events in the wrong order for ever is not asked in a loop") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    stream_log log{proxy, watch_path};
+    auto c = connect(context, proxy);
+    auto w = co_await c.watch("k");
+    co_await eventually("the watch is asked for", [&] { return log.creates().size() == 1; });
+    log.edit([](const call_ptr& on, const std::string& bytes) {
+      auto answer = scripted_etcd::decoded<watch_response>(bytes);
+      std::reverse(answer.events.begin(), answer.events.end());
+      on->send(answer);
+      return true;
+    });
+    const auto last = log.last();
+    watch_response bad;
+    bad.watch_id = 1;
+    bad.events.emplace_back();
+    last->send(bad);
+    co_await c.put("k", "1");
+    co_await c.put("k", "2");
+    co_await pause_for(3s);
+    const auto opened = log.opened();
+    CHECK(opened <= 20);
+  });
+}
+
+TEST_CASE("a listing that never ends is an error of the protocol") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    const int which = GENERATE(0, 1, 2);
+    CAPTURE(which);
+    auto c = connect(context, proxy);
+    auto s = co_await session::open(c);
+    lock_by_name m{s, "line"};
+    queue q{c, "line"};
+    co_await c.put("line/foreign", "");
+    proxy.each<range_request>(
+        scripted_etcd::edited<range_response>([](range_response& r) { r.more = true; }));
+    auto list = [&]() -> asio::awaitable<void> {
+      if (which == 0) (void)co_await m.inspect();
+      if (which == 1) (void)co_await q.size();
+      if (which == 2) (void)co_await q.peek();
+    };
+    auto listing = start(context, list);
+    INFO(proxy.calls("/etcdserverpb.KV/Range") << " calls");
+    const auto why = co_await listing.error(promptly);
+    CHECK(why == condition::protocol);
+    listing.cancel();
+    proxy.forget();
+    co_await eventually("it ends", [&] { return listing.done(); });
+    co_await s.close();
+  });
+}
+
+TEST_CASE("a lock is not held with a token of zero") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    auto c = connect(context, proxy);
+    auto s = co_await session::open(c);
+    lock_by_name m{s, "lock"};
+    proxy.next<txn>(scripted_etcd::edited<txn_response>([](txn_response& r) { r.header = {}; }), joins);
+    const auto why = co_await error_of(m.lock());
+    CHECK(why == condition::protocol);
+    co_await keys_below(c, "lock/", 0, promptly);
+    co_await s.close();
+  });
+}
+
+TEST_CASE("an item whose put is answered by nothing is not put twice") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    auto c = connect(context, proxy);
+    queue q{c, "queue"};
+    proxy.next<txn>(scripted_etcd::replaced(""), enqueues);
+    co_await q.enqueue("a");  // it looks whether the item is there
+    const auto size = co_await q.size();
+    CHECK(size == 1);
+  });
+}
+
+TEST_CASE("an enqueue that is refused for ever does not ask in a loop") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    auto c = connect(context, proxy);
+    queue q{c, "queue"};
+    txn_response refused;
+    refused.header.revision = 5;
+    proxy.each<txn>(scripted_etcd::answered({conclave::detail::wire::encode(refused)}), enqueues);
+    auto putting = start(context, [&] { return q.enqueue("a"); });
+    co_await pause_for(2s);
+    const int asked = proxy.calls("/etcdserverpb.KV/Txn");
+    CHECK(asked <= 50);
+    putting.cancel();
+    co_await eventually("it ends", [&] { return putting.done(); });
+  });
+}
+
+TEST_CASE("a waiter for a key's end does not take another key's for it") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    stream_log log{proxy, watch_path};
+    auto c = connect(context, proxy);
+    const auto made = co_await c.put("k", "v");
+    auto waiting = start(context, [&] { return c.wait_deleted("k"); });
+    co_await eventually("the key is watched", [&] { return log.creates().size() == 1; });
+    co_await eventually("the key is read", [&] { return proxy.calls("/etcdserverpb.KV/Range") == 1; });
+    watch_response foreign;
+    foreign.watch_id = log.creates().back().watch_id;
+    foreign.events.emplace_back();
+    foreign.events[0].type = event_type::delete_;
+    foreign.events[0].kv.emplace();
+    foreign.events[0].kv->key = "other";
+    foreign.events[0].kv->mod_revision = made.header.revision;
+    log.last()->send(foreign);
+    co_await pause_for(300ms);
+    CHECK_FALSE(waiting.done());
+    co_await c.delete_range(conclave::delete_key("k"));
+    (void)co_await waiting.result();
+  });
+}
+
+TEST_CASE("the loss of a lock is told also after its watch was cancelled") {
+  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
+    stream_log log{proxy, watch_path};
+    auto c = connect(context, proxy);
+    auto s = co_await session::open(c);
+    lock_by_name m{s, "lock"};
+    auto lock = co_await m.lock();
+    co_await eventually("the line is watched", [&] { return log.creates().size() == 1; });
+    co_await eventually("the line is read", [&] { return proxy.calls("/etcdserverpb.KV/Range") == 1; });
+    watch_response cancel;
+    cancel.watch_id = log.creates().back().watch_id;
+    cancel.canceled = true;
+    cancel.cancel_reason = "etcdserver: something else";
+    log.last()->send(cancel);
+    co_await pause_for(300ms);
+    co_await c.delete_range(conclave::delete_key(lock.key()));
+    auto losing = start(context, [&] { return lock.lost(); });
+    const auto why = co_await losing.result(promptly);
+    CHECK(why == errc::lock_lost);
+    losing.cancel();
+    co_await s.close();
   });
 }

@@ -38,7 +38,7 @@ public:
 
   void on_events(std::vector<event> batch) override {
     for (const auto& each : batch)
-      if (each.type == event_type::delete_) finish(each.kv->mod_revision);
+      if (each.type == event_type::delete_ && each.kv->key == key_) finish(each.kv->mod_revision);
   }
 
   void on_compacted(revision) override { fail(std::make_exception_ptr(error(errc::compacted))); }

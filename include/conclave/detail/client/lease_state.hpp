@@ -209,6 +209,23 @@ private:
   std::shared_ptr<lease_state> state_;
 };
 
+/// Whether a refusal proves that nothing was done. An answer that makes no sense does not.
+inline bool certainly_not_granted(errc code) noexcept {
+  switch (code) {
+    case errc::unavailable:
+    case errc::too_many_requests:
+    case errc::invalid_argument:
+    case errc::lease_exists:
+    case errc::permission_denied:
+    case errc::unauthenticated:
+    case errc::certificate_refused:
+    case errc::unimplemented:
+      return true;
+    default:
+      return false;
+  }
+}
+
 /// Grants a lease under an id of our own choice, so that asking twice cannot leave two behind, and keeps it.
 inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_ptr<client_state> of,
                                                                     std::chrono::seconds ttl) {
@@ -229,7 +246,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
       const lease_grant_response granted = co_await engine::call(on, std::move(request));
       if (granted.id != id || granted.ttl <= 0)
         throw error(errc::unexpected_response, "Lease.LeaseGrant answered for another lease");
-      auto state = std::make_shared<lease_state>(of, id, std::chrono::seconds{granted.ttl}, sent);
+      auto state = std::make_shared<lease_state>(of, id, engine::lease_keeper::lease_time(granted.ttl), sent);
       auto owner = std::make_shared<lease_owner>(state);
       on->run([state] { state->start(); });
       co_return owner;
@@ -242,7 +259,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
         on->run([state] { state->start(); });
         co_return owner;
       }
-      may_exist = may_exist || e.code() == errc::outcome_unknown || e.code() == errc::cancelled;
+      may_exist = may_exist || !certainly_not_granted(static_cast<errc>(e.code().value()));
       const bool again = e.code() == errc::outcome_unknown && on->now() - first_sent < ttl &&
                          on->now() - first_sent < 2 * on->options().request_timeout;
       if (!again) failed = std::current_exception();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -30,6 +31,12 @@ public:
   };
 
   explicit lease_keeper(std::shared_ptr<runtime> on) : runtime_(std::move(on)) {}
+
+  /// A time to live as a server tells it, within what a clock can count.
+  static std::chrono::seconds lease_time(std::int64_t ttl) noexcept {
+    constexpr std::int64_t century = std::int64_t{100} * 365 * 24 * 3600;
+    return std::chrono::seconds{std::clamp<std::int64_t>(ttl, 0, century)};
+  }
 
   /// Keeps a lease that was granted for `ttl` by a call sent at `granted`, until `remove` or its loss.
   void add(lease_id id, duration ttl, time_point granted, listener to) {
@@ -164,7 +171,7 @@ private:
       lease_time_to_live_request request;
       request.id = id;
       const lease_time_to_live_response answer = co_await call(self->runtime_, std::move(request));
-      exists = answer.ttl > 0;
+      exists = answer.ttl >= 0;  // rounded down; -1 stands for a lease that is not there
     } catch (const error&) {
     }
     if (self->closed_) co_return;
@@ -179,7 +186,7 @@ private:
       act(where, where.machine.on_stream_closed(now));
       return;
     }
-    act(where, where.machine.on_answer(answer.id, std::chrono::seconds{answer.ttl}, now));
+    act(where, where.machine.on_answer(answer.id, lease_time(answer.ttl), now));
   }
 
   std::shared_ptr<runtime> runtime_;

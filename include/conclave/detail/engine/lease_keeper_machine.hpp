@@ -152,7 +152,7 @@ public:
     if (ttl > duration::zero()) {
       each.ttl = ttl;
       each.renewed_once = true;
-      each.valid_until = std::max(each.valid_until, validity(sent, ttl));
+      each.valid_until = validity(sent, ttl);  // which may be sooner, if the server gives less than before
       each.next_send = std::max(now, sent + ttl / 3);
       out.emplace_back(renewed{id, each.valid_until});
     } else if (!each.renewed_once && now - each.granted < std::chrono::seconds{1}) {

@@ -83,7 +83,8 @@ private:
           deliver(std::move(*message));
         }
       }
-      self->duplex_->cancel();
+      // One that the server has ended must not be cancelled: that would be all that is told of it.
+      if (self->closed_) self->duplex_->cancel();
       ended = co_await self->duplex_->finish();
       if (!self->closed_) self->judge(ended);
     }

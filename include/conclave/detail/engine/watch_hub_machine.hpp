@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -140,6 +141,7 @@ public:
     actions out;
     if (stream_ != stream_state::opening) return out;
     stream_ = stream_state::open;
+    opened_at_ = now;
     by_wire_id_.clear();
     outstanding_.clear();
     next_wire_id_ = 1;
@@ -224,7 +226,7 @@ public:
     if (message.events.empty()) {
       // Never trust a revision below what was asked for: some servers report those for watches of the future.
       const auto upto = message.header.revision;
-      if (upto >= each.next_revision && upto >= each.what.start_revision) {
+      if (upto >= each.next_revision && upto >= each.what.start_revision && plausible(upto)) {
         if (!each.from_now()) each.next_revision = upto + 1;
         out.emplace_back(progress{id, upto});
       }
@@ -247,12 +249,18 @@ private:
     [[nodiscard]] bool from_now() const noexcept { return what.start_revision == 0; }
   };
 
+  /// One that there can be another after.
+  static bool plausible(revision at) noexcept { return at > 0 && at < std::numeric_limits<revision>::max(); }
+
   void open(actions& out) {
     stream_ = stream_state::opening;
     out.emplace_back(open_stream{});
   }
 
   void wait_to_reopen(time_point now) {
+    // A stream that stood for a while shows that all was well; one that is ended again and again does not.
+    if (now - opened_at_ >= patience) backoff_.reset();
+    opened_at_ = now;
     stream_ = stream_state::waiting;
     reopen_at_ = now + backoff_.next();
   }
@@ -311,7 +319,6 @@ private:
             failed{expected.id, reason_code(message.cancel_reason), std::move(message.cancel_reason)});
       return;
     }
-    backoff_.reset();
     if (!wanted) {
       cancel_on_wire(expected.wire_id, out);
       return;
@@ -322,8 +329,9 @@ private:
   }
 
   void deliver(handle id, watch& each, std::vector<event> batch, time_point now, actions& out) {
-    const bool complete =
-        std::all_of(batch.begin(), batch.end(), [](const event& e) { return e.kv.has_value(); });
+    const bool complete = std::all_of(batch.begin(), batch.end(), [](const event& e) {
+      return e.kv.has_value() && plausible(e.kv->mod_revision);
+    });
     // Servers have sent events twice, and events from before the start of a watch.
     if (complete)
       std::erase_if(batch, [&](const event& e) { return e.kv->mod_revision < each.next_revision; });
@@ -359,6 +367,7 @@ private:
   std::int64_t next_wire_id_ = 1;
   std::uint64_t strays_ = 0;
   stream_state stream_ = stream_state::closed;
+  time_point opened_at_;
   time_point reopen_at_;
   backoff backoff_;
 };

@@ -157,6 +157,7 @@ public:
 
   void on_view_failed(std::exception_ptr why) override {
     const auto self = shared_from_this();
+    view_failed_ = why;
     if (phase_ != phase::standing) return;
     fail_all(why);
     leave(std::nullopt, nullptr);
@@ -179,6 +180,8 @@ private:
 
   void join() {
     phase_ = phase::joining;
+    token_ = 0;
+    view_failed_ = nullptr;
     view_->attach(key_, this);
     attached_ = true;
     runtime_->spawn(join_line(shared_from_this(), queue_.front().only_try));
@@ -219,7 +222,7 @@ private:
           const txn_response answer = co_await engine::call(self->runtime_, self->try_request());
           if (self->phase_ != phase::joining) co_return;
           if (answer.succeeded) {
-            self->on_joined({answer.header.revision, true});
+            self->on_joined({token_of(answer), true});
             co_return;
           }
           const auto& found = answer.at(0).range();
@@ -238,7 +241,7 @@ private:
         const auto& first = answer.at(1).range().kvs;
         result.first = !first.empty() && first.front().key == self->key_;
         if (answer.succeeded) {
-          result.token = answer.header.revision;
+          result.token = token_of(answer);
         } else {
           const auto& mine = answer.at(0).range().kvs;
           if (mine.empty()) throw error(errc::unexpected_response, "KV.Txn: the key exists and does not");
@@ -272,6 +275,12 @@ private:
     }
   }
 
+  static revision token_of(const txn_response& written) {
+    if (written.header.revision <= 0)
+      throw error(errc::unexpected_response, "KV.Txn: written at no revision");
+    return written.header.revision;
+  }
+
   void detach() {
     if (std::exchange(attached_, false)) view_->detach(key_, this);
   }
@@ -284,6 +293,11 @@ private:
     }
     if (result.first) {
       admit();
+      return;
+    }
+    if (view_failed_) {  // nobody would tell when it is our turn
+      fail_all(view_failed_);
+      leave(std::nullopt, nullptr);
       return;
     }
     phase_ = phase::standing;
@@ -444,6 +458,7 @@ private:
   phase phase_ = phase::idle;
   revision token_ = 0;
   std::shared_ptr<hold> hold_;
+  std::exception_ptr view_failed_;
   bool may_linger_ = false;
   bool attached_ = false;
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -44,7 +45,8 @@ inline asio::awaitable<range_response> read_keys(std::shared_ptr<engine::runtime
     }
     if (all.header.revision == 0) all.header = some.header;
     for (auto& each : some.kvs) all.kvs.push_back(std::move(each));
-    if (!some.more || all.kvs.empty()) break;
+    if (!some.more) break;
+    if (some.kvs.empty()) throw error(errc::unexpected_response, "KV.Range: more keys, and none of them");
     from = all.kvs.back().key;
     from += '\0';
   }
@@ -78,12 +80,7 @@ public:
 
   void attach(const std::string& key, member* who) {
     members_[key] = who;
-    if (watch_ == 0) {
-      engine::watch_hub::spec what;
-      what.key = machine_.grammar().prefix();
-      what.range_end = prefix_end(what.key);
-      watch_ = hub_->add(std::move(what), weak_from_this());
-    }
+    watch();
     if (!look_timer_) plan_look();
   }
 
@@ -106,6 +103,7 @@ public:
   }
 
   void on_created() override {
+    patience_.reset();
     machine_.begin();
     runtime_->spawn(read(shared_from_this(), ++round_));
   }
@@ -122,6 +120,14 @@ public:
   }
 
 private:
+  void watch() {
+    if (watch_ != 0) return;
+    engine::watch_hub::spec what;
+    what.key = machine_.grammar().prefix();
+    what.range_end = prefix_end(what.key);
+    watch_ = hub_->add(std::move(what), weak_from_this());
+  }
+
   void plan_look() {
     look_timer_ = runtime_->at(runtime_->next_look(), [weak = weak_from_this()] {
       const auto self = weak.lock();
@@ -182,6 +188,11 @@ private:
     machine_.begin();
     for (const auto& [key, who] : std::unordered_map(members_))
       if (members_.contains(key)) who->on_view_failed(why);
+    if (members_.empty()) return;
+    // Those who hold the lock stay, and have to hear of its loss.
+    runtime_->at(runtime_->now() + patience_.next(), [weak = weak_from_this()] {
+      if (const auto again = weak.lock(); again && again->in_use()) again->watch();
+    });
   }
 
   std::shared_ptr<engine::runtime> runtime_;
@@ -191,6 +202,7 @@ private:
   std::unordered_map<std::string, member*> members_;
   engine::watch_hub::handle watch_ = 0;
   std::uint64_t round_ = 0;
+  engine::backoff patience_{std::chrono::milliseconds{500}, std::chrono::seconds{30}, 1};
   std::optional<engine::runtime::timer_id> look_timer_;
 };
 
