@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -34,6 +35,11 @@ public:
   };
   template <class Response>
   using answer = std::variant<Response, refusal>;
+
+  /// The server's --max-txn-ops.
+  std::size_t most_operations = 128;
+  /// The alarm for space: what is charged for space is refused. (Nested puts are not charged.)
+  bool full = false;
 
   /// Called once for each revision, with all its events.
   std::function<void(const std::vector<event>&)> on_revision;
@@ -83,9 +89,22 @@ public:
   }
 
   answer<txn_response> apply(const txn& request) {
-    if (const auto missing = missing_lease(request)) return *missing;
+    if (!fits(request, most_operations))
+      return refusal{detail::rpc::status_code::invalid_argument,
+                     "etcdserver: too many operations in txn request"};
+    if (!written_by(request.success) || !written_by(request.failure))
+      return refusal{detail::rpc::status_code::invalid_argument,
+                     "etcdserver: duplicate key given in txn request"};
+    if (full && charged(request))
+      return refusal{detail::rpc::status_code::resource_exhausted,
+                     "etcdserver: mvcc: database space exceeded"};
+    std::vector<bool> path;
+    decide(request, path);
+    auto step = path.cbegin();
+    if (const auto missing = missing_lease(request, step)) return *missing;
+    step = path.cbegin();
     std::vector<event> events;
-    txn_response out = run(request, events);
+    txn_response out = run(request, step, events);
     commit(std::move(events));
     out.header = header();
     return out;
@@ -260,24 +279,94 @@ private:
     return false;
   }
 
-  /// A transaction that names an unknown lease is refused as a whole.
-  std::optional<refusal> missing_lease(const txn& request) const {
-    for (const auto* branch : {&request.success, &request.failure})
-      for (const auto& each : *branch) {
-        if (const auto* nested = std::get_if<txn>(&each.request)) {
-          if (const auto found = missing_lease(*nested)) return found;
-        }
-        const auto* writes = std::get_if<put_request>(&each.request);
-        if (writes != nullptr && writes->lease != 0 && !leases_.contains(writes->lease))
-          return refusal{detail::rpc::status_code::not_found, "etcdserver: requested lease not found"};
+  using branch = std::vector<request_op>;
+  /// Which branch each transaction takes, nested ones after those around them.
+  using path_step = std::vector<bool>::const_iterator;
+
+  /// All compares, nested ones too, see the store before the whole transaction.
+  void decide(const txn& request, std::vector<bool>& path) const {
+    const bool holding = std::all_of(request.compare.begin(), request.compare.end(),
+                                     [this](const compare& each) { return holds(each); });
+    path.push_back(holding);
+    for (const auto& each : holding ? request.success : request.failure)
+      if (const auto* nested = std::get_if<txn>(&each.request)) decide(*nested, path);
+  }
+
+  /// A level takes its largest number from what is allowed; what is below it has the rest.
+  static bool fits(const txn& request, std::size_t allowed) {
+    const auto taken = std::max({request.compare.size(), request.success.size(), request.failure.size()});
+    if (taken > allowed) return false;
+    const auto below = [&](const request_op& each) {
+      const auto* nested = std::get_if<txn>(&each.request);
+      return nested == nullptr || fits(*nested, allowed - taken);
+    };
+    return std::all_of(request.success.begin(), request.success.end(), below) &&
+           std::all_of(request.failure.begin(), request.failure.end(), below);
+  }
+
+  struct written {
+    std::set<std::string> puts;
+    std::vector<delete_range_request> deletes;
+
+    bool has(const std::string& key) const {
+      return puts.contains(key) || std::any_of(deletes.begin(), deletes.end(), [&](const auto& each) {
+               return in_range(key, each.key, each.range_end);
+             });
+    }
+  };
+
+  /// Nothing if a key is put twice, or put and deleted on one level, or put after a nested transaction that
+  /// deletes it. Both branches of a nested transaction count, but not against each other.
+  static std::optional<written> written_by(const branch& operations) {
+    written out;
+    for (const auto& each : operations)
+      if (const auto* deletes = std::get_if<delete_range_request>(&each.request))
+        out.deletes.push_back(*deletes);
+    for (const auto& each : operations) {
+      const auto* nested = std::get_if<txn>(&each.request);
+      if (nested == nullptr) continue;
+      auto inner = written_by(nested->success);
+      const auto other = written_by(nested->failure);
+      if (!inner || !other) return std::nullopt;
+      inner->puts.insert(other->puts.begin(), other->puts.end());
+      inner->deletes.insert(inner->deletes.end(), other->deletes.begin(), other->deletes.end());
+      if (std::any_of(inner->puts.begin(), inner->puts.end(), [&](const auto& key) { return out.has(key); }))
+        return std::nullopt;
+      out.puts.insert(inner->puts.begin(), inner->puts.end());
+      out.deletes.insert(out.deletes.end(), inner->deletes.begin(), inner->deletes.end());
+    }
+    for (const auto& each : operations)
+      if (const auto* puts = std::get_if<put_request>(&each.request)) {
+        if (out.has(puts->key)) return std::nullopt;
+        out.puts.insert(puts->key);
       }
+    return out;
+  }
+
+  static bool charged(const txn& request) {
+    const auto puts = [](const request_op& each) {
+      return std::holds_alternative<put_request>(each.request);
+    };
+    return std::any_of(request.success.begin(), request.success.end(), puts) ||
+           std::any_of(request.failure.begin(), request.failure.end(), puts);
+  }
+
+  /// A transaction that would use an unknown lease is refused as a whole.
+  std::optional<refusal> missing_lease(const txn& request, path_step& step) const {
+    for (const auto& each : *step++ ? request.success : request.failure) {
+      if (const auto* nested = std::get_if<txn>(&each.request)) {
+        if (const auto found = missing_lease(*nested, step)) return found;
+      }
+      const auto* writes = std::get_if<put_request>(&each.request);
+      if (writes != nullptr && writes->lease != 0 && !leases_.contains(writes->lease))
+        return refusal{detail::rpc::status_code::not_found, "etcdserver: requested lease not found"};
+    }
     return std::nullopt;
   }
 
-  txn_response run(const txn& request, std::vector<event>& events) {
+  txn_response run(const txn& request, path_step& step, std::vector<event>& events) {
     txn_response out;
-    out.succeeded = std::all_of(request.compare.begin(), request.compare.end(),
-                                [this](const compare& each) { return holds(each); });
+    out.succeeded = *step++;
     for (const auto& each : out.succeeded ? request.success : request.failure) {
       response_op& done = out.responses.emplace_back();
       if (const auto* reads = std::get_if<range_request>(&each.request)) {
@@ -295,7 +384,7 @@ private:
           }
         done.response = deleted;
       } else if (const auto* nested = std::get_if<txn>(&each.request)) {
-        done.response = run(*nested, events);
+        done.response = run(*nested, step, events);
       }
     }
     return out;

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <variant>
+
+#include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/engine/write_combiner_machine.hpp>
+
+namespace conclave::detail::engine {
+
+/// What the order of a write counts in; see `write_combiner_machine`. Not an aggregate, because of GCC 12.
+struct write_lane {
+  write_lane() = default;
+  write_lane(std::string of, bool shares = false) : name(std::move(of)), may_share(shares) {}
+
+  /// Writes of one lane keep their order, and share no revision; empty: none.
+  std::string name;
+  /// They may share a revision all the same.
+  bool may_share = false;
+};
+
+/// Sends the independent writes of a client, those that have gathered together. On the strand, but for
+/// `apply`.
+class write_combiner final : public std::enable_shared_from_this<write_combiner> {
+public:
+  using limits = write_combiner_machine::limits;
+
+  /// The limits that suit a client: nobody waits unsent for longer than a request may take.
+  static limits limits_for(const runtime& on) {
+    limits out;
+    out.patience = on.options().request_timeout;
+    return out;
+  }
+
+  explicit write_combiner(std::shared_ptr<runtime> on) : write_combiner(on, limits_for(*on)) {}
+  write_combiner(std::shared_ptr<runtime> on, const limits& within)
+      : runtime_(std::move(on)), machine_(within) {}
+
+  /// Applies a write that is independent of all others, as `call` does; its keys are the client's, without
+  /// its prefix. From any executor.
+  ///
+  /// The answer is what the write alone would have got, but that its header's revision may be that of others
+  /// as well. Throws `error`: what `call` throws for a transaction, and
+  /// - `timed_out`: it waited for the answer to others for as long as a request may take, and was not sent;
+  /// - `outcome_unknown`: also if the answer to a batch is too large for the receive limit, or the store is
+  ///   full and the write itself puts nothing.
+  ///
+  /// A write that comes while another is under way has its own time only from when it is sent: on a server
+  /// that does not answer it fails after up to twice the request timeout.
+  ///
+  /// Cancellation: a write that waits is not sent; one that is on its way may be applied.
+  asio::awaitable<txn_response> apply(txn write, write_lane lane = {}) {
+    write_combiner_machine::member what;
+    what.bytes = size_of(write) + 2 * runtime_->keys().prefix().size() * count_keys(write);
+    what.write = std::move(write);
+    what.lane = std::move(lane.name);
+    what.may_share = lane.may_share;
+    return wait_for(shared_from_this(), std::move(what));
+  }
+
+  /// Writes that have yet to be sent, and batches that are under way.
+  [[nodiscard]] std::size_t waiting() const noexcept { return machine_.waiting(); }
+  [[nodiscard]] std::size_t in_flight() const noexcept { return machine_.in_flight(); }
+
+private:
+  using handle = write_combiner_machine::handle;
+  using caller = std::shared_ptr<waiter<txn_response>>;
+
+  static std::size_t size_of(const txn& write) {
+    wire::size_list sizes;
+    wire::meter measured{sizes};
+    wire::walk(write, measured);
+    return measured.size();
+  }
+
+  static std::size_t count_keys(const txn& write) {
+    auto out = write.compare.size();
+    for (const auto* branch : {&write.success, &write.failure})
+      for (const auto& each : *branch) {
+        const auto* nested = std::get_if<txn>(&each.request);
+        out += nested != nullptr ? count_keys(*nested) : 1;
+      }
+    return out;
+  }
+
+  static asio::awaitable<txn_response> wait_for(std::shared_ptr<write_combiner> self,
+                                                write_combiner_machine::member what) {
+    auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
+    co_return co_await wait<txn_response>(self->runtime_, std::move(start));
+  }
+
+  void add(const caller& who, write_combiner_machine::member what) {
+    const handle id = ++last_;
+    callers_.emplace(id, who);
+    who->on_cancel([weak = weak_from_this(), id] {
+      if (const auto self = weak.lock()) self->drop(id);
+    });
+    act(machine_.add(id, std::move(what), runtime_->now()), nullptr);
+  }
+
+  void drop(handle id) {
+    callers_.erase(id);
+    machine_.drop(id);
+  }
+
+  /// `why` is what the last batch failed with, if it did.
+  void act(write_combiner_machine::actions what, const std::exception_ptr& why) {
+    for (auto& each : what) {
+      if (auto* sends = std::get_if<write_combiner_machine::send>(&each)) {
+        runtime_->spawn(carry(shared_from_this(), std::move(*sends)));
+      } else if (auto* done = std::get_if<write_combiner_machine::answered>(&each)) {
+        if (const auto who = caller_of(done->who)) who->complete(std::move(done->answer));
+      } else if (const auto* failed = std::get_if<write_combiner_machine::failed>(&each)) {
+        if (const auto who = caller_of(failed->who)) who->fail(reason(failed->code, why));
+      }
+    }
+  }
+
+  caller caller_of(handle id) {
+    const auto found = callers_.find(id);
+    if (found == callers_.end()) return nullptr;
+    auto out = std::move(found->second);
+    callers_.erase(found);
+    return out;
+  }
+
+  static errc code_of(const std::exception_ptr& why) noexcept {
+    try {
+      std::rethrow_exception(why);
+    } catch (const error& e) {
+      return static_cast<errc>(e.code().value());
+    } catch (...) {
+      return errc::server_error;
+    }
+  }
+
+  /// The error of the batch, if it is the member's as well.
+  static std::exception_ptr reason(errc code, const std::exception_ptr& why) {
+    if (why && code_of(why) == code) return why;
+    return std::make_exception_ptr(error(code, rpc::method<txn>::name));
+  }
+
+  static asio::awaitable<void> carry(std::shared_ptr<write_combiner> self,
+                                     write_combiner_machine::send what) {
+    txn_response answer;
+    std::exception_ptr failed;
+    try {
+      answer = co_await call(self->runtime_, std::move(what.request));
+    } catch (...) {
+      failed = std::current_exception();
+    }
+    const auto now = self->runtime_->now();
+    if (failed)
+      self->act(self->machine_.on_failed(what.batch, code_of(failed), now), failed);
+    else
+      self->act(self->machine_.on_answer(what.batch, std::move(answer), now), nullptr);
+  }
+
+  std::shared_ptr<runtime> runtime_;
+  write_combiner_machine machine_;
+  std::unordered_map<handle, caller> callers_;
+  handle last_ = 0;
+};
+
+}  // namespace conclave::detail::engine
