@@ -3,6 +3,8 @@
 #include <conclave/testing/etcd_server.hpp>
 
 #include "support/catch.hpp"
+#include "support/certificates.hpp"
+#include "support/etcd_users.hpp"
 #include "support/redis_server.hpp"
 
 #include <optional>
@@ -12,7 +14,12 @@
 
 namespace {
 
+using conclave::test::certificate;
+using conclave::test::certificate_authority;
 using conclave::test::contains;
+using conclave::test::etcd_users;
+using conclave::test::etcdctl;
+using conclave::test::output_of;
 using conclave::testing::child_options;
 using conclave::testing::child_process;
 using conclave::testing::etcd_server;
@@ -58,6 +65,38 @@ bool dead(pid_t pid) {
   std::ifstream stream{"/proc/" + std::to_string(pid) + "/stat"};
   std::string line;
   return !std::getline(stream, line) || line.find(") Z ") != std::string::npos;
+}
+
+etcd_server_options with_tls(const certificate& shown) {
+  etcd_server_options options;
+  options.tls = {.certificate_file = shown.file, .key_file = shown.key_file};
+  return options;
+}
+
+// What openssl says about the server's certificate, as one who trusts that authority and wants 127.0.0.1.
+std::string handshake(const etcd_server& server, const certificate_authority& trusted) {
+  return output_of({"openssl", "s_client", "-connect", "127.0.0.1:" + std::to_string(server.port()), "-alpn",
+                    "h2", "-CAfile", trusted.file().string(), "-verify_ip", "127.0.0.1",
+                    "-verify_return_error"});
+}
+
+// The status of a request with the token of an authenticated user.
+int status_with_token(const etcd_server& server, const std::string& token) {
+  conclave::testing::loopback_connection connection{server.port(), 5s};
+  const std::string body = R"({"key":"Zm9v"})";
+  connection.write("POST /v3/kv/range HTTP/1.0\r\nAuthorization: " + token +
+                   "\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body);
+  std::string answer;
+  for (auto part = connection.read_some(); !part.empty(); part = connection.read_some()) answer += part;
+  REQUIRE(answer.size() >= 12);
+  return std::stoi(answer.substr(9, 3));
+}
+
+// A user's password costs as little as it can.
+etcd_server_options with_cheap_passwords() {
+  etcd_server_options options;
+  options.extra_arguments = {"--bcrypt-cost", "4"};
+  return options;
 }
 
 }  // namespace
@@ -224,6 +263,192 @@ TEST_CASE("the log can be kept") {
   CHECK(std::filesystem::file_size(options.log_file) > 0);
 }
 
+TEST_CASE("an etcd with TLS is reached by those who trust its authority") {
+  certificate_authority ca;
+  const certificate_authority stranger;
+  etcd_server server{with_tls(ca.server())};
+  CHECK(server.endpoint() == "https://127.0.0.1:" + std::to_string(server.port()));
+  CHECK(server.metrics_port() != server.port());
+  CHECK_THAT(handshake(server, ca), contains("Verification: OK"));
+  CHECK_THROWS_WITH(handshake(server, stranger), contains("verify error"));
+
+  etcdctl({.endpoints = server.endpoint(), .ca_file = ca.file()}, {"put", "name", "value"});
+  CHECK_THROWS(etcdctl({.endpoints = server.endpoint(), .ca_file = stranger.file()}, {"get", "name"}));
+  CHECK_THROWS_AS(http_request(server.port(), "/health", {}, 500ms).status, std::system_error);
+  CHECK(server.metric("etcd_debugging_mvcc_put_total") == 1);
+
+  server.kill();
+  server.restart();
+  CHECK_THAT(etcdctl({.endpoints = server.endpoint(), .ca_file = ca.file()}, {"get", "name"}),
+             contains("value"));
+}
+
+TEST_CASE("a certificate for another name, and one whose time is over, are found out") {
+  certificate_authority ca;
+  const etcd_server elsewhere{with_tls(ca.server({"etcd.invalid", "127.0.0.2"}))};
+  CHECK_THROWS_WITH(handshake(elsewhere, ca), contains("IP address mismatch"));
+  CHECK_THROWS(etcdctl({.endpoints = elsewhere.endpoint(), .ca_file = ca.file()}, {"get", "name"}));
+  const etcd_server expired{with_tls(ca.expired_server())};
+  CHECK_THROWS_WITH(handshake(expired, ca), contains("certificate has expired"));
+  CHECK_THROWS(etcdctl({.endpoints = expired.endpoint(), .ca_file = ca.file()}, {"get", "name"}));
+}
+
+TEST_CASE("an etcd that asks for certificates takes none, a stranger's or an expired one from nobody") {
+  certificate_authority ca;
+  certificate_authority stranger;
+  etcd_server_options options = with_tls(ca.server());
+  options.tls->trusted_ca_file = ca.file();
+  options.tls->client_cert_auth = GENERATE(false, true);  // to name an authority is enough
+  const etcd_server server{options};
+  const auto put_as = [&](std::optional<certificate> shown) {
+    etcdctl({.endpoints = server.endpoint(), .ca_file = ca.file(), .shown = std::move(shown)},
+            {"put", "name", "value"});
+  };
+  put_as(ca.client());
+  CHECK_THROWS(put_as({}));
+  CHECK_THROWS(put_as(stranger.client()));
+  CHECK_THROWS(put_as(ca.issue({.common_name = "late", .expired = true})));
+  CHECK(server.metric("etcd_debugging_mvcc_put_total") == 1);
+  // etcd's own gateway gets in with the server's certificate.
+  CHECK(server.log_tail(1000).find("incompatible key usage") == std::string::npos);
+}
+
+TEST_CASE("certificates and keys are PEM texts, and openssl's complaint is told") {
+  certificate_authority ca;
+  const auto client = ca.client("alice");
+  for (const auto& text : {ca.pem(), client.pem()})
+    CHECK_THAT(text, contains("-----BEGIN CERTIFICATE-----") && contains("-----END CERTIFICATE-----\n"));
+  CHECK_THAT(client.key_pem(), contains("-----BEGIN PRIVATE KEY-----"));
+  CHECK_THAT(output_of({"openssl", "x509", "-in", client.file.string(), "-noout", "-subject"}),
+             contains("alice"));
+  const auto verified = output_of({"openssl", "verify", "-CAfile", ca.file().string(), client.file.string()});
+  CHECK_THAT(verified, contains("OK"));
+  const auto server = ca.server();
+  const auto text = output_of({"openssl", "x509", "-in", server.file.string(), "-noout", "-text"});
+  CHECK_THAT(text, contains("IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1, DNS:localhost"));
+  CHECK_THROWS_WITH(ca.server({"not a name\nnor = this"}), contains("openssl") && contains("exit code"));
+}
+
+TEST_CASE("an etcd listens on a Unix socket as well, again after a restart") {
+  const bool tls = GENERATE(false, true);
+  certificate_authority ca;
+  etcd_server_options options;
+  if (tls) options = with_tls(ca.server());
+  options.unix_socket = true;
+  etcd_server server{options};
+  CHECK(server.unix_endpoint() == "unix://" + (server.folder() / "etcd.sock").string());
+  etcdctl({.endpoints = server.unix_endpoint()}, {"put", "name", "value"});
+  const std::filesystem::path ca_file = tls ? ca.file() : std::filesystem::path{};
+  CHECK_THAT(etcdctl({.endpoints = server.endpoint(), .ca_file = ca_file}, {"get", "name"}),
+             contains("value"));
+  server.kill();
+  server.restart();
+  CHECK_THAT(etcdctl({.endpoints = server.unix_endpoint()}, {"get", "name"}), contains("value"));
+  server.stop();
+  server.restart();
+  CHECK_THAT(etcdctl({.endpoints = server.unix_endpoint()}, {"get", "name"}), contains("value"));
+}
+
+TEST_CASE("there is no Unix endpoint without a Unix socket") {
+  const etcd_server server;
+  CHECK_THROWS_AS(server.unix_endpoint(), std::logic_error);
+}
+
+TEST_CASE("an unused token is void when its time is over") {
+  etcd_server_options options = with_cheap_passwords();
+  options.auth_token_ttl = 1s;
+  const etcd_server server{options};
+  etcd_users users{{.endpoints = server.endpoint()}};
+  users.enable();
+  const auto answer = http_request(server.port(), "/v3/auth/authenticate",
+                                   R"({"name":"root","password":")" + users.root_password() + "\"}");
+  REQUIRE(answer.status == 200);
+  const auto begin = answer.body.find(R"("token":")") + 9;
+  const std::string token = answer.body.substr(begin, answer.body.find('"', begin) - begin);
+  CHECK(status_with_token(server, token) == 200);
+  // Each use prolongs it: only etcd's log can be asked.
+  const auto deadline = std::chrono::steady_clock::now() + 30s;
+  const auto deleted = [&] {
+    const std::string log = server.log_tail(1000);
+    const auto line = log.find("deleted a simple token");
+    return line != std::string::npos && log.find(token, line) != std::string::npos;
+  };
+  while (!deleted() && std::chrono::steady_clock::now() < deadline) ::poll(nullptr, 0, 20);
+  CHECK(deleted());
+  CHECK(status_with_token(server, token) == 401);
+}
+
+TEST_CASE("a user may do what his roles allow, while authentication is on") {
+  const etcd_server server{with_cheap_passwords()};
+  const conclave::test::etcdctl_options nobody{.endpoints = server.endpoint()};
+  const conclave::test::etcdctl_options alice{
+      .endpoints = server.endpoint(), .user = "alice", .password = "secret: \"$1' word"};
+  etcd_users users{nobody};
+  users.add_role("worker");
+  users.allow_prefix("worker", "app/");
+  users.allow_range("worker", "k1", "k3", "read");
+  users.add_user("alice", alice.password);
+  users.grant_role("alice", "worker");
+  etcdctl(nobody, {"put", "k2", "two"});
+  users.enable();
+  const auto denied = contains("permission denied");
+
+  CHECK_THROWS_WITH(etcdctl(nobody, {"put", "app/x", "1"}), contains("user name is empty"));
+  etcdctl(alice, {"put", "app/x", "1"});
+  CHECK_THAT(etcdctl(alice, {"get", "k2"}), contains("two"));
+  CHECK_THROWS_WITH(etcdctl(alice, {"put", "k2", "3"}), denied);
+  CHECK_THROWS_WITH(etcdctl(alice, {"get", "k3"}), denied);
+
+  users.revoke_range("worker", "k1", "k3");
+  CHECK_THROWS_WITH(etcdctl(alice, {"get", "k2"}), denied);
+  users.revoke_prefix("worker", "app/");
+  CHECK_THROWS_WITH(etcdctl(alice, {"put", "app/x", "2"}), denied);
+  users.allow_prefix("worker", "app/", "write");
+  etcdctl(alice, {"put", "app/x", "2"});
+  CHECK_THROWS_WITH(etcdctl(alice, {"get", "app/x"}), denied);
+  users.revoke_role("alice", "worker");
+  CHECK_THROWS_WITH(etcdctl(alice, {"put", "app/x", "3"}), denied);
+  users.grant_role("alice", "worker");
+
+  auto renewed = alice;
+  renewed.password = "another";
+  CHECK_THROWS_WITH(etcdctl(renewed, {"put", "app/x", "4"}), contains("invalid user ID or password"));
+  users.change_password("alice", renewed.password);
+  etcdctl(renewed, {"put", "app/x", "4"});
+  CHECK_THROWS_WITH(etcdctl(alice, {"put", "app/x", "5"}), contains("invalid user ID or password"));
+  users.delete_user("alice");
+  CHECK_THROWS_WITH(etcdctl(renewed, {"put", "app/x", "5"}), contains("invalid user ID or password"));
+  users.delete_role("worker");
+  CHECK_THROWS_WITH(users.delete_role("worker"), contains("role name not found"));
+
+  users.disable();
+  CHECK_THAT(etcdctl(nobody, {"get", "app/x"}), contains("4"));
+  users.enable();
+  CHECK_THROWS_WITH(etcdctl(nobody, {"get", "app/x"}), contains("user name is empty"));
+}
+
+TEST_CASE("a certificate stands for the user of its name") {
+  certificate_authority ca;
+  etcd_server_options options = with_tls(ca.server());
+  options.tls->trusted_ca_file = ca.file();
+  options.tls->client_cert_auth = true;
+  options.extra_arguments = {"--bcrypt-cost", "4"};
+  const etcd_server server{options};
+  const auto as = [&](const std::string& name) {
+    return conclave::test::etcdctl_options{
+        .endpoints = server.endpoint(), .ca_file = ca.file(), .shown = ca.client(name)};
+  };
+  etcd_users users{as("an operator")};
+  users.add_role("worker");
+  users.allow_prefix("worker", "app/");
+  users.add_user_without_password("alice");
+  users.grant_role("alice", "worker");
+  users.enable();
+  etcdctl(as("alice"), {"put", "app/x", "1"});
+  CHECK_THROWS_WITH(etcdctl(as("alice"), {"put", "other/x", "1"}), contains("permission denied"));
+  CHECK_THROWS_WITH(etcdctl(as("bob"), {"put", "app/x", "1"}), contains("permission denied"));
+}
+
 TEST_CASE("an etcd outlives the thread that started it") {
   std::optional<etcd_server> server;
   std::thread{[&] { server.emplace(); }}.join();
@@ -296,6 +521,22 @@ TEST_CASE("a child inherits no open file, environment as told, and no blocked si
   CHECK_THAT(text, contains("4\n"));  // 0, 1, 2 and the folder that ls itself has open
   CHECK_THAT(text, contains("gone= new=2"));
   CHECK_THAT(text, contains("SigBlk:\t0000000000000000"));
+}
+
+TEST_CASE("a child starts in the folder that it is given") {
+  const conclave::testing::temporary_folder folder{"conclave-test-"};
+  const auto script = folder.path() / "script";
+  std::ofstream{script} << "#!/bin/sh\npwd\n";
+  std::filesystem::permissions(script, std::filesystem::perms::owner_all);
+  const auto output = folder.path() / "output";
+  child_process child{{.command = {std::filesystem::relative(script).string()},
+                       .output_file = std::filesystem::relative(output),
+                       .working_folder = folder.path()}};
+  CHECK(child.wait_for(10s) == exit_status{0, 0});
+  CHECK_THAT(conclave::testing::file_tail(output, 10),
+             contains(std::filesystem::canonical(folder.path()).string() + "\n"));
+  CHECK_THROWS_AS(child_process(child_options{.command = {"true"}, .working_folder = "/nowhere"}),
+                  std::system_error);
 }
 
 TEST_CASE("with_etcd runs a command on a private etcd and ends with its exit code") {

@@ -45,6 +45,9 @@ struct child_options {
   std::vector<std::string> drop_environment_prefixes{};
   /// Standard output and error are appended to this file; empty: they are inherited.
   std::filesystem::path output_file{};
+  /// The folder in which it starts; empty: ours. A relative path of the program or
+  /// of `output_file` is meant from ours all the same; the arguments are the program's.
+  std::filesystem::path working_folder{};
   /// Standard input is inherited and the child stays in our process group, as a shell's foreground command
   /// does. Otherwise it reads nothing and the terminal's Ctrl-C reaches only us.
   bool foreground{false};
@@ -119,8 +122,9 @@ struct spawn_plan {
   const char* path;
   char* const* arguments;
   char* const* environment;
-  int input;   // -1: inherited
-  int output;  // -1: inherited
+  const char* folder;  // empty: inherited
+  int input;           // -1: inherited
+  int output;          // -1: inherited
   int error_pipe;
   int open_files;
   pid_t parent;
@@ -149,6 +153,7 @@ struct spawn_plan {
       (::dup2(plan.output, STDOUT_FILENO) < 0 || ::dup2(plan.output, STDERR_FILENO) < 0)) {
     fail();
   }
+  if (*plan.folder != '\0' && ::chdir(plan.folder) != 0) fail();
   // No socket or file of ours lives on in the child, not even one that was opened without O_CLOEXEC.
   constexpr unsigned close_range_cloexec = 4;
   if (::syscall(SYS_close_range, 3U, ~0U, close_range_cloexec) != 0) {
@@ -377,11 +382,12 @@ public:
 private:
   void start(const child_options& options) {
     if (options.command.empty()) throw std::invalid_argument{"child_options::command is empty"};
-    const std::filesystem::path program = find_program(options.command.front());
+    std::filesystem::path program = find_program(options.command.front());
     if (program.empty()) {
       throw std::system_error{ENOENT, std::generic_category(),
                               "cannot execute '" + options.command.front() + "'"};
     }
+    if (!options.working_folder.empty()) program = std::filesystem::absolute(program);
     auto arguments = options.command;
     auto environment = detail::child_environment(options);
     const auto argument_pointers = detail::pointers_to(arguments);
@@ -404,6 +410,7 @@ private:
         .path = program.c_str(),
         .arguments = argument_pointers.data(),
         .environment = environment_pointers.data(),
+        .folder = options.working_folder.c_str(),
         .input = input.get(),
         .output = output.get(),
         .error_pipe = write_end.get(),
