@@ -198,16 +198,15 @@ inline double calls_started(const etcd_server& server, std::string_view service,
                        (stream ? "bidi_stream" : "unary") + "\"}");
 }
 
-/// Runs `test(io_context&, etcd_server&)` on a private etcd. Afterwards nothing of it may be left: no
-/// coroutine on the context, and on the server no watch, no stream, no lease, no key below `lock/`.
-inline void on_etcd(const std::function<asio::awaitable<void>(asio::io_context&, etcd_server&)>& test,
-                    std::chrono::milliseconds limit = 60s) {
-  etcd_server server;
+/// Runs `test(io_context&)` on this thread. Afterwards no coroutine may be left on the context; a test that throws
+/// takes those that it started with it.
+inline void on_context(const std::function<asio::awaitable<void>(asio::io_context&)>& test,
+                       std::chrono::milliseconds limit = 60s) {
   asio::io_context context{1};
   std::exception_ptr failed;
   auto guarded = [&]() -> asio::awaitable<void> {
     try {
-      co_await test(context, server);
+      co_await test(context);
     } catch (...) {
       failed = std::current_exception();
       context.stop();  // tasks that still run use variables which are gone
@@ -215,6 +214,14 @@ inline void on_etcd(const std::function<asio::awaitable<void>(asio::io_context&,
   };
   run_on(context, guarded, limit);
   if (failed) std::rethrow_exception(failed);
+}
+
+/// Runs `test(io_context&, etcd_server&)` on a private etcd. Afterwards nothing of it may be left: no
+/// coroutine on the context, and on the server no watch, no stream, no lease, no key below `lock/`.
+inline void on_etcd(const std::function<asio::awaitable<void>(asio::io_context&, etcd_server&)>& test,
+                    std::chrono::milliseconds limit = 60s) {
+  etcd_server server;
+  on_context([&](asio::io_context& context) { return test(context, server); }, limit);
 
   server.resume();
   if (!server.running()) server.restart();
