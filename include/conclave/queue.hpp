@@ -57,6 +57,8 @@ private:
     const auto on = state->runtime();
     revision last = 0;
     int taken = 0;
+    // The order within a revision is that of the names, and they grow.
+    const detail::engine::write_lane lane{keys.prefix(), true};
     for (std::size_t begin = 0; begin < values.size();) {
       std::size_t bytes = values[begin].size();
       std::size_t end = begin + 1;
@@ -71,7 +73,7 @@ private:
       std::exception_ptr failed;
       bool unknown = false;
       try {
-        const txn_response answer = co_await detail::engine::call(on, std::move(request));
+        const txn_response answer = co_await state->writes()->apply(std::move(request), lane);
         if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: at no revision");
         if (!answer.succeeded) {  // another producer had the same nanosecond: take new names
           if (++taken < 10) continue;

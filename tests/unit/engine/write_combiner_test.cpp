@@ -47,6 +47,7 @@ public:
 
   const std::string& endpoint() const noexcept override { return inner_.endpoint(); }
   bool ready() const noexcept override { return inner_.ready(); }
+  bool failing() const noexcept override { return inner_.failing(); }
   void connect(std::chrono::milliseconds limit, std::unique_ptr<rpc::receiver<bool>> done) override {
     inner_.connect(limit, std::move(done));
   }

@@ -16,6 +16,7 @@
 #include <conclave/detail/engine/linger.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/watch_hub.hpp>
+#include <conclave/detail/engine/write_combiner.hpp>
 
 namespace conclave::detail::client {
 
@@ -26,6 +27,7 @@ public:
       : runtime_(std::move(on)),
         keeper_(std::make_shared<engine::lease_keeper>(runtime_)),
         hub_(std::make_shared<engine::watch_hub>(runtime_)),
+        writes_(std::make_shared<engine::write_combiner>(runtime_)),
         lingering_(std::make_shared<engine::linger_list>(runtime_, standing_watch_time)) {
     // Leases end first: what lives by them is not to start over on the watches' end.
     runtime_->run([on = runtime_, keeper = std::weak_ptr(keeper_), hub = std::weak_ptr(hub_)] {
@@ -56,6 +58,8 @@ public:
   [[nodiscard]] const std::shared_ptr<engine::runtime>& runtime() const noexcept { return runtime_; }
   [[nodiscard]] engine::lease_keeper& keeper() const noexcept { return *keeper_; }
   [[nodiscard]] const std::shared_ptr<engine::watch_hub>& hub() const noexcept { return hub_; }
+  /// For writes that are independent of all others.
+  [[nodiscard]] const std::shared_ptr<engine::write_combiner>& writes() const noexcept { return writes_; }
   [[nodiscard]] const std::shared_ptr<engine::linger_list>& lingering() const noexcept { return lingering_; }
 
   /// What the local users of one name share: found, or made by `make`, and kept as long as somebody uses it.
@@ -91,6 +95,7 @@ private:
   std::shared_ptr<engine::runtime> runtime_;
   std::shared_ptr<engine::lease_keeper> keeper_;
   std::shared_ptr<engine::watch_hub> hub_;
+  std::shared_ptr<engine::write_combiner> writes_;
   std::shared_ptr<engine::linger_list> lingering_;
   std::unordered_map<std::string, std::weak_ptr<void>> shared_;
   std::size_t inserted_ = 0;

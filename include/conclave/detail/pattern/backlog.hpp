@@ -41,7 +41,11 @@ public:
   using waiter = std::shared_ptr<engine::waiter<std::vector<claimed>>>;
 
   backlog(const client::client_state& of, backlog_grammar grammar)
-      : runtime_(of.runtime()), hub_(of.hub()), lingering_(of.lingering()), machine_(std::move(grammar)) {}
+      : runtime_(of.runtime()),
+        writes_(of.writes()),
+        hub_(of.hub()),
+        lingering_(of.lingering()),
+        machine_(std::move(grammar)) {}
 
   /// Takes up to `most` items as soon as there is one.
   void take(const waiter& who, std::size_t most) { add({who, most, std::nullopt}); }
@@ -316,7 +320,7 @@ private:
       request.then(std::move(one));
     }
     self->claiming_ = items.size();
-    txn_response answer = co_await engine::call(self->runtime_, std::move(request));
+    txn_response answer = co_await self->writes_->apply(std::move(request));
     self->claiming_ = 0;
     if (!answer.succeeded) {
       self->machine_.forget();  // list again
@@ -435,6 +439,7 @@ private:
   }
 
   std::shared_ptr<engine::runtime> runtime_;
+  std::shared_ptr<engine::write_combiner> writes_;
   std::shared_ptr<engine::watch_hub> hub_;
   std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
   backlog_machine machine_;

@@ -65,6 +65,7 @@ public:
   line_member(const std::shared_ptr<client::lease_state>& of, const std::string& name, std::string part_name)
       : lease_(of),
         runtime_(of->runtime()),
+        writes_(of->client()->writes()),
         grammar_(name),
         key_(grammar_.key(of->id())),
         lease_id_(of->id()),
@@ -219,7 +220,7 @@ private:
       std::exception_ptr failed;
       try {
         if (ask_only) {
-          const txn_response answer = co_await engine::call(self->runtime_, self->try_request());
+          const txn_response answer = co_await self->writes_->apply(self->try_request());
           if (self->phase_ != phase::joining) co_return;
           if (answer.succeeded) {
             self->on_joined({token_of(answer), true});
@@ -235,7 +236,7 @@ private:
           // Only foreign keys, as far as was looked: stand in line and see who is first.
           ask_only = false;
         }
-        const txn_response answer = co_await engine::call(self->runtime_, self->join_request());
+        const txn_response answer = co_await self->writes_->apply(self->join_request());
         if (self->phase_ != phase::joining) co_return;
         joined result;
         const auto& first = answer.at(1).range().kvs;
@@ -391,7 +392,11 @@ private:
         request.then(delete_key(self->key_));
         const bool carries = last.has_value();
         last.reset();  // never sent twice
-        txn_response answer = co_await engine::call(self->runtime_, std::move(request));
+        txn_response answer;
+        if (carries)
+          answer = co_await engine::call(self->runtime_, std::move(request));
+        else
+          answer = co_await self->writes_->apply(std::move(request));
         released result;
         // If the guard fails after an answer got lost, it was that attempt which deleted the key.
         result.lost = !answer.succeeded && !asked_before;
@@ -449,6 +454,7 @@ private:
 
   std::weak_ptr<client::lease_state> lease_;
   std::shared_ptr<engine::runtime> runtime_;
+  std::shared_ptr<engine::write_combiner> writes_;
   line_grammar grammar_;
   std::string key_;
   lease_id lease_id_;

@@ -32,7 +32,7 @@ public:
   using waiter = std::shared_ptr<engine::waiter<revision>>;
 
   priority_lane(const client::client_state& of, const std::string& queue, std::uint16_t priority)
-      : runtime_(of.runtime()), lingering_(of.lingering()) {
+      : runtime_(of.runtime()), writes_(of.writes()), lingering_(of.lingering()) {
     char digits[8];
     std::snprintf(digits, sizeof digits, "%05u", static_cast<unsigned>(priority));
     base_ = "__" + queue + "/" + digits;
@@ -140,7 +140,7 @@ private:
     }
     for (const auto& each : self->sending_) each.who->on_cancel(nullptr);
     request.otherwise(range(self->base_, {.keys_only = true}), self->last_item());
-    const txn_response answer = co_await engine::call(self->runtime_, std::move(request));
+    const txn_response answer = co_await self->writes_->apply(std::move(request));
     if (!answer.succeeded) {
       self->learn(answer);
       // Those whose producers have left meanwhile were not written: they stay out.
@@ -174,6 +174,7 @@ private:
   }
 
   std::shared_ptr<engine::runtime> runtime_;
+  std::shared_ptr<engine::write_combiner> writes_;
   std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
   std::string base_;
   std::string items_;
