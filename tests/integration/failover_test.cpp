@@ -163,8 +163,8 @@ TEST_CASE("endpoints that nobody serves cost little, wherever they stand in the 
   etcd_server server;
   on_context([&](asio::io_context& context) -> asio::awaitable<void> {
     const std::string dead = "http://127.0.0.1:1";
-    for (const std::string& list :
-         {dead + "," + server.endpoint(), server.endpoint() + "," + dead, dead + "," + dead + "," + server.endpoint()}) {
+    for (const std::string& list : {dead + "," + server.endpoint(), server.endpoint() + "," + dead,
+                                    dead + "," + dead + "," + server.endpoint()}) {
       client c = connect_to(context, list);
       auto asking = start(context, [&] { return c.put("k", "v"); });
       (void)co_await asking.result(promptly);
@@ -235,7 +235,8 @@ TEST_CASE("a link that is silent for longer than the lease's time ends the hold 
   });
 }
 
-TEST_CASE("an answer that is lost on the way leaves no lock, no lease and no doubt where there need be none") {
+TEST_CASE(
+    "an answer that is lost on the way leaves no lock, no lease and no doubt where there need be none") {
   etcd_server server;
   faulty_link link{server.port()};
   on_context([&](asio::io_context& context) -> asio::awaitable<void> {
