@@ -105,13 +105,13 @@ public:
     client_->keeper().add(id_, ttl_, granted_, std::move(to));
   }
 
-  /// The lease is gone, whoever found out: every wait and hold under it ends now.
+  /// The lease is gone, whoever found out: every wait and hold under it ends. Any thread.
   void mark_lost() { end(phase::lost); }
 
   /// Something that lives by the lease is gone: if the lease is, too, that should be known soon.
   void doubt() { client_->keeper().renew(id_); }
 
-  /// The owner lets go; the server has yet to be told.
+  /// The owner lets go; the server has yet to be told. Any thread.
   void mark_closed() { end(phase::closed); }
 
   using end_waiter = std::shared_ptr<engine::waiter<std::error_code>>;
@@ -139,10 +139,14 @@ public:
   void drop_part(const std::string& name) { parts_.erase(name); }
 
 private:
+  /// Any thread: what is asked from now on says so. Who waits is told on the strand.
   void end(phase how) {
     auto alive = phase::alive;
     if (!phase_.compare_exchange_strong(alive, how)) return;
-    const auto self = shared_from_this();  // a part may hold the last other reference
+    runtime()->run([self = shared_from_this()] { self->tell_end(); });
+  }
+
+  void tell_end() {
     client_->keeper().remove(id_);
     const auto why = why_ended();
     for (const auto& [name, part] : std::exchange(parts_, {})) part->on_lease_end(why);
@@ -165,7 +169,7 @@ inline asio::awaitable<void> revoke(std::shared_ptr<lease_state> state) {
   const auto on = state->runtime();
   const auto over = state->valid_until();
   const bool first = state->now_in() == lease_state::phase::alive;
-  on->run([state] { state->mark_closed(); });
+  state->mark_closed();
   if (!first) co_return;
   std::exception_ptr failed;
   try {
