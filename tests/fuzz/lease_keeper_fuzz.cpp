@@ -209,7 +209,7 @@ private:
       if (ttl > 0s) {
         each.ttl = ttl;
         each.renewed = true;
-        each.valid_until = std::max(each.valid_until, sent + ttl - margin(ttl));
+        each.valid_until = sent + ttl - margin(ttl);
         each.due = std::max(now_, sent + ttl / 3);
         expect_renewed_ = id;
       } else if (!each.renewed && now_ - each.granted < 1s) {

@@ -371,7 +371,7 @@ private:
     each.next = each.what.start_revision;
     say("add", id, each.next);
     watches_.emplace(id, each);
-    perform(machine_.add(id, each.what));
+    perform(machine_.add(id, each.what, now_));
   }
 
   void remove() {
@@ -383,12 +383,12 @@ private:
 
   void open() {
     if (link_ != link::opening) {
-      demand(machine_.on_stream_open().empty(), "an opening that nobody asked for is nothing");
+      demand(machine_.on_stream_open(now_).empty(), "an opening that nobody asked for is nothing");
       return;
     }
     say("the stream is open");
     link_ = link::open;
-    perform(machine_.on_stream_open());
+    perform(machine_.on_stream_open(now_));
   }
 
   void end() {
@@ -409,9 +409,16 @@ private:
     const auto next = machine_.next_wakeup();
     if (next) now_ = std::max(now_, *next);
     say("timer");
+    // While a stream stands the timer is for an acknowledgement that does not come.
+    const bool overdue = link_ == link::open && next;
+    const bool could = std::exchange(may_close_, may_close_ || overdue);
     perform(machine_.on_timer(now_));
-    demand(!machine_.next_wakeup(), "when the timer came there is nothing left to do");
-    demand(link_ != link::none || watches_.empty(), "a stream that is needed is opened when the timer comes");
+    may_close_ = could;
+    if (overdue) demand(link_ == link::none, "a server that acknowledges nothing is left");
+    const auto again = machine_.next_wakeup();
+    demand(!again || *again > now_, "when the timer came there is nothing left to do now");
+    demand(link_ != link::none || watches_.empty() || overdue,
+           "a stream that is needed is opened when the timer comes");
   }
 
   void deliver() {
@@ -611,7 +618,11 @@ private:
   void check() {
     demand(machine_.size() == watches_.size(), "as many watches are kept as there are");
     const auto next = machine_.next_wakeup();
-    if (next) demand(*next <= now_ + 1250ms, "a stream that ended is opened again soon");
+    if (next && link_ == link::open) demand(!outstanding_.empty(), "a timer has its reason");
+    if (next && link_ == link::open)
+      demand(*next <= now_ + machine::patience, "an acknowledgement is not waited for without end");
+    if (next && link_ != link::open)
+      demand(*next <= now_ + 1250ms, "a stream that ended is opened again soon");
     if (link_ == link::none) demand(next || watches_.empty(), "a watch has a stream, or waits for one");
     std::map<wire_id, handle> serving;
     for (const auto& [id, each] : watches_) {
