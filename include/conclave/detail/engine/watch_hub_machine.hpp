@@ -85,7 +85,7 @@ public:
   using action = std::variant<open_stream, close_stream, send, created, events, progress, compacted, failed>;
   using actions = std::vector<action>;
 
-  /// How long a server may take to acknowledge a watch. One that hangs, or no longer reads the stream after it
+  /// How long a server may take to acknowledge the next watch. One that hangs, or no longer reads the stream after it
   /// has refused a watch (etcd 3.4), would be waited for without end.
   static constexpr std::chrono::seconds patience{5};
 
@@ -307,6 +307,8 @@ private:
     }
     const auto expected = outstanding_.front();
     outstanding_.pop_front();
+    // Thousands take their time: what counts is that the server gets on.
+    if (!outstanding_.empty()) outstanding_.front().overdue = now + patience;
     const auto found = watches_.find(expected.id);
     const bool wanted = found != watches_.end() && found->second.wire_id == expected.wire_id;
     if (message.canceled) {
