@@ -211,6 +211,27 @@ TEST_CASE("all watches share one stream, and their creates do not wait for each 
   CHECK(h.hears(created(4)) == did{"#4 created"});
 }
 
+TEST_CASE("a server that acknowledges nothing is left, one that gets on slowly is not") {
+  hub h;
+  h.add(1, 10);
+  h.add(2, 20);
+  CHECK(h.open() == did{"create 1 from 10", "create 2 from 20"});
+  CHECK(h.wakeup() == 5000);
+  SECTION("nothing comes") {
+    CHECK(h.timer(4999ms).empty());
+    CHECK(h.timer(5000ms) == did{"close"});
+    CHECK(h.wakeup() > 5000);
+    CHECK(h.wakeup() < 6500);
+  }
+  SECTION("something comes, and then the rest") {
+    CHECK(h.hears(created(1), 4s) == did{"#1 created"});
+    CHECK(h.wakeup() == 9000);
+    CHECK(h.timer(5000ms).empty());
+    CHECK(h.hears(created(2), 8s) == did{"#2 created"});
+    CHECK(h.wakeup() == -1);
+  }
+}
+
 TEST_CASE("ids are never used again on a stream, and begin anew on the next one") {
   hub_with_watch h;
   CHECK(h.remove(1) == did{"cancel 1"});
