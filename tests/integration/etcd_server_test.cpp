@@ -275,7 +275,7 @@ TEST_CASE("an etcd with TLS is reached by those who trust its authority") {
   etcdctl({.endpoints = server.endpoint(), .ca_file = ca.file()}, {"put", "name", "value"});
   CHECK_THROWS(etcdctl({.endpoints = server.endpoint(), .ca_file = stranger.file()}, {"get", "name"}));
   CHECK_THROWS_AS(http_request(server.port(), "/health", {}, 500ms).status, std::system_error);
-  CHECK(server.metric("etcd_debugging_mvcc_put_total") == 1);
+  CHECK(server.metric("etcd_mvcc_put_total") == 1);
 
   server.kill();
   server.restart();
@@ -308,7 +308,7 @@ TEST_CASE("an etcd that asks for certificates takes none, a stranger's or an exp
   CHECK_THROWS(put_as({}));
   CHECK_THROWS(put_as(stranger.client()));
   CHECK_THROWS(put_as(ca.issue({.common_name = "late", .expired = true})));
-  CHECK(server.metric("etcd_debugging_mvcc_put_total") == 1);
+  CHECK(server.metric("etcd_mvcc_put_total") == 1);
   // etcd's own gateway gets in with the server's certificate.
   CHECK(server.log_tail(1000).find("incompatible key usage") == std::string::npos);
 }
