@@ -34,9 +34,14 @@ namespace conclave {
 /// `queue` at the end; tried for 30 s, also behind a client that is destroyed). That holds for the loser of
 /// Asio's `||` too; `dequeue_for` has the timer built in.
 ///
-/// Errors of all operations: those of the client. In particular `outcome_unknown` from taking an item: the
-/// answer to a claim got lost, and the item it was for may be gone. A wait goes on while no server can be
-/// reached.
+/// If the answer to a claim gets lost, it is found out what became of it, and its items are delivered: each claim
+/// leaves a receipt in the store, a key below `__NAME/receipt/` under a lease that all queues of the client share
+/// (60 s, one round trip for a client's first consumer; gone behind the last). A role that may not write there takes
+/// items without receipts.
+///
+/// Errors of all operations: those of the client. `outcome_unknown` from taking an item says that it may be gone: a
+/// claim's answer got lost, and no server could be asked until the lease was over, or it left no receipt (a role, or
+/// a full store), or the history was compacted at that moment. A wait goes on while no server can be reached.
 class basic_queue {
 public:
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
@@ -48,7 +53,7 @@ public:
   asio::awaitable<std::string> dequeue() const { return one(state_, grammar_); }
 
   /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
-  /// round trip, two or three for a client's first, and more while other consumers are faster; one proposal
+  /// round trip, two to four for a client's first, and more while other consumers are faster; one proposal
   /// if an item was there. Does not wait for a server: `unavailable` or `timed_out`.
   asio::awaitable<std::optional<std::string>> try_dequeue() const {
     auto how = [](backlog& at, const waiter& who) { at.try_take(who, 1); };

@@ -23,7 +23,7 @@ namespace conclave {
 /// In the store: one key an item, `NAME/` and a time in nanoseconds in decimal, without a lease: items
 /// outlive whoever enqueued them. Keys of another form below `NAME/` are left alone, so queue `jobs` does not
 /// touch `jobs/x` or `jobs2` (Go's takes their items). Roles need read and write permission on everything
-/// below `NAME/`.
+/// below `NAME/`, and should have it below `__NAME/`, for receipts.
 class queue : public basic_queue {
 public:
   /// \throws error (`invalid_argument`) if the name is empty.

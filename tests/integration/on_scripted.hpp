@@ -84,6 +84,13 @@ inline bool claims(const txn& request) {
   return !request.success.empty() && std::holds_alternative<txn>(request.success[0].request);
 }
 
+/// Asks what became of a claim.
+inline bool inquires(const txn& request) {
+  const auto* put =
+      request.success.size() == 1 ? std::get_if<put_request>(&request.success[0].request) : nullptr;
+  return put != nullptr && put->value == "inquiry";
+}
+
 // ---- streams ----------------------------------------------------------------------------------------------
 
 /// Undecodable as any message: what streams are fed with.

@@ -181,6 +181,8 @@ enum class fate {
   never_arrives,  ///< not applied, and no answer before the deadline
   answer_late,    ///< applied, and answered by `scripted_server::answer_late_ones`
   lost_late,      ///< applied, and at `scripted_server::answer_late_ones` the connection breaks
+  not_served,     ///< refused for good: the server has no such method
+  arrives_late,   ///< the connection breaks, and it is applied at `scripted_server::let_late_ones_arrive`
 };
 
 /// The one server of a world: `model_etcd` behind gRPC's paths and etcd's bytes.
@@ -201,6 +203,9 @@ public:
   /// What happens to the next call of this name ("KV.Txn"), and then to the one after it.
   void next(const std::string& name, fate what) { script_[name].push_back(what); }
 
+  /// What happens to a call for which nothing else is planned; all are answered if empty.
+  std::function<fate(const std::string& name)> rule;
+
   /// How many calls of this name have been made, or messages of a stream sent ("LeaseKeepAlive").
   int count(const std::string& name) const {
     const auto found = calls_.find(name);
@@ -209,6 +214,13 @@ public:
 
   void answer_late_ones() {
     for (const auto& each : std::exchange(late_, {})) each();
+  }
+
+  /// How many were applied so.
+  std::size_t let_late_ones_arrive() {
+    const auto late = std::exchange(arriving_late_, {});
+    for (const auto& each : late) each();
+    return late.size();
   }
 
   bool up() const { return up_; }
@@ -250,6 +262,7 @@ public:
   void close() {
     arrived_.clear();
     late_.clear();
+    arriving_late_.clear();
     silent_.clear();
     connecting_.clear();
   }
@@ -437,7 +450,7 @@ private:
       op->complete({{status_code::unavailable, "failed to connect to all addresses"}, {}});
       return;
     }
-    auto what = fate::answered;
+    auto what = rule ? rule(name) : fate::answered;
     if (auto& planned = script_[name]; !planned.empty()) {
       what = planned.front();
       planned.pop_front();
@@ -446,8 +459,15 @@ private:
       case fate::refused:
         op->complete({{status_code::unavailable, "etcdserver: no leader"}, {}});
         return;
+      case fate::not_served:
+        op->complete({{status_code::unimplemented, "unknown method " + name}, {}});
+        return;
       case fate::never_arrives:
         silent_.push_back(op);
+        return;
+      case fate::arrives_late:
+        arriving_late_.push_back([this, name, request = std::move(request)] { (void)serve(name, request); });
+        op->complete({{status_code::unavailable, "Socket closed"}, {}});
         return;
       case fate::answered:
       case fate::answer_lost:
@@ -513,6 +533,7 @@ private:
   std::vector<std::shared_ptr<pending<bool>>> connecting_;
   std::vector<call> silent_;
   std::vector<std::function<void()>> late_;
+  std::vector<std::function<void()>> arriving_late_;
   std::vector<std::function<void()>> arrived_;
 };
 

@@ -56,7 +56,7 @@ public:
   }
 
   [[nodiscard]] const std::shared_ptr<engine::runtime>& runtime() const noexcept { return runtime_; }
-  [[nodiscard]] engine::lease_keeper& keeper() const noexcept { return *keeper_; }
+  [[nodiscard]] const std::shared_ptr<engine::lease_keeper>& keeper() const noexcept { return keeper_; }
   [[nodiscard]] const std::shared_ptr<engine::watch_hub>& hub() const noexcept { return hub_; }
   /// For writes that are independent of all others.
   [[nodiscard]] const std::shared_ptr<engine::write_combiner>& writes() const noexcept { return writes_; }
@@ -66,10 +66,9 @@ public:
   /// On the strand.
   template <class T, class Make>
   std::shared_ptr<T> shared(const std::string& name, Make make) {
-    auto& slot = shared_[name];
-    if (auto found = std::static_pointer_cast<T>(slot.lock())) return found;
-    std::shared_ptr<T> made = make();
-    slot = made;
+    if (auto found = find_shared<T>(name)) return found;
+    std::shared_ptr<T> made = make();  // which may share something else
+    shared_[name] = made;
     if (++inserted_ % 256 == 0)
       std::erase_if(shared_, [](const auto& each) { return each.second.expired(); });
     return made;

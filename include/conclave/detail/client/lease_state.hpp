@@ -19,6 +19,11 @@
 
 namespace conclave::detail::client {
 
+/// Of our own choice, so that asking twice for a lease cannot leave two behind.
+inline lease_id new_lease_id(engine::runtime& on) {
+  return static_cast<lease_id>((on.seed() & 0x7fff'ffff'ffff'ffffULL) | 1ULL);
+}
+
 /// Ends a lease behind whoever let go of it: tries until the server agrees or the lease's time is over
 /// anyway. A grant that was given up may be applied shortly after the revocation which follows it, since a
 /// server works on both at a time: `not_yet` times an unknown lease is revoked again.
@@ -102,14 +107,14 @@ public:
       const bool reset = why == engine::lease_keeper_machine::loss::cluster_reset;
       if (const auto self = weak.lock()) self->end(reset ? phase::reset : phase::lost);
     };
-    client_->keeper().add(id_, ttl_, granted_, std::move(to));
+    client_->keeper()->add(id_, ttl_, granted_, std::move(to));
   }
 
   /// The lease is gone, whoever found out: every wait and hold under it ends. Any thread.
   void mark_lost() { end(phase::lost); }
 
   /// Something that lives by the lease is gone: if the lease is, too, that should be known soon.
-  void doubt() { client_->keeper().renew(id_); }
+  void doubt() { client_->keeper()->renew(id_); }
 
   /// The owner lets go; the server has yet to be told. Any thread.
   void mark_closed() { end(phase::closed); }
@@ -147,7 +152,7 @@ private:
   }
 
   void tell_end() {
-    client_->keeper().remove(id_);
+    client_->keeper()->remove(id_);
     const auto why = why_ended();
     for (const auto& [name, part] : std::exchange(parts_, {})) part->on_lease_end(why);
     for (const auto& each : std::exchange(waiting_, {})) each->complete(make_error_code(why));
@@ -230,13 +235,13 @@ inline bool certainly_not_granted(errc code) noexcept {
   }
 }
 
-/// Grants a lease under an id of our own choice, so that asking twice cannot leave two behind, and keeps it.
+/// Grants a lease and keeps it.
 inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_ptr<client_state> of,
                                                                     std::chrono::seconds ttl) {
   if (ttl < std::chrono::seconds{1} || ttl > std::chrono::hours{24 * 365})
     throw error(errc::invalid_argument, "ttl: must be 1 second to 365 days");
   const auto on = of->runtime();
-  const auto id = static_cast<lease_id>((on->seed() & 0x7fff'ffff'ffff'ffffULL) | 1ULL);
+  const auto id = new_lease_id(*on);
   engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::milliseconds{500}, on->seed()};
   const auto first_sent = on->now();
   bool may_exist = false;

@@ -19,6 +19,7 @@
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/watch_hub.hpp>
 #include <conclave/detail/pattern/backlog_machine.hpp>
+#include <conclave/detail/pattern/claim_receipt.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
 
@@ -26,7 +27,8 @@ namespace conclave::detail::pattern {
 
 /// The local consumers of one queue, served together: one watch, one view of what waits, and one transaction
 /// at a time which claims as many of the oldest items as there are consumers. Each claim is nested with a
-/// compare of its own: where another process was faster, just that item is not ours. On the strand.
+/// compare of its own: where another process was faster, just that item is not ours. Each claim leaves a receipt,
+/// by which it is found out what became of it if the answer gets lost. On the strand.
 class backlog final : public engine::watch_listener,
                       public engine::lingering,
                       public std::enable_shared_from_this<backlog> {
@@ -40,11 +42,13 @@ public:
   /// Completes with at least one item, or none for one that does not wait.
   using waiter = std::shared_ptr<engine::waiter<std::vector<claimed>>>;
 
-  backlog(const client::client_state& of, backlog_grammar grammar)
+  backlog(client::client_state& of, backlog_grammar grammar)
       : runtime_(of.runtime()),
         writes_(of.writes()),
         hub_(of.hub()),
         lingering_(of.lingering()),
+        receipts_(of.shared<receipt_lease>("receipts", [&] { return std::make_shared<receipt_lease>(of); })),
+        receipt_(grammar.prefix()),
         machine_(std::move(grammar)) {}
 
   /// Takes up to `most` items as soon as there is one.
@@ -121,6 +125,7 @@ private:
   void add(consumer each) {
     auto* const raw = each.who.get();
     each.who->on_cancel([self = shared_from_this(), raw] { self->remove(raw); });
+    if (each.waits() && !receipts_refused_) receipts_->prepare();
     consumers_.push_back(std::move(each));
     if (watch_ == 0) {
       engine::watch_hub::spec what;
@@ -178,10 +183,12 @@ private:
 
   static asio::awaitable<void> run(std::shared_ptr<backlog> self) {
     engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
-    while (self->served()) {
+    while (self->in_doubt_ || self->served()) {
       bool failed = false;
       try {
-        if (self->must_list())
+        if (self->in_doubt_)
+          co_await find_out(self);
+        else if (self->must_list())
           co_await list(self);
         else if (self->must_wait())
           break;  // the next event goes on
@@ -195,7 +202,10 @@ private:
         self->fail_all(std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn")));
       }
       self->hand_out();
-      if (failed && !self->consumers_.empty()) co_await engine::sleep_for(self->runtime_, pause.next());
+      // Behind a client that has gone nobody would be told.
+      if (failed && self->lingering_.expired()) self->in_doubt_.reset();
+      if (failed && (self->in_doubt_ || !self->consumers_.empty()))
+        co_await engine::sleep_for(self->runtime_, pause.next());
     }
     self->pumping_ = false;
     self->pump_on();
@@ -296,49 +306,187 @@ private:
     }
   }
 
+  using item_list = std::vector<backlog_machine::item>;
+
   static asio::awaitable<void> claim(std::shared_ptr<backlog> self) {
+    const bool with_receipt = co_await receipt_is_ready(self);
+    if (!self->served() || self->must_list() || self->must_wait()) co_return;  // by now
     std::size_t wanted = 0;
     for (const auto& each : self->consumers_) wanted += std::min(each.most, most_claims);
     const auto limit = self->runtime_->options().receive_limit;
     const auto unknown = std::max<std::size_t>(1, limit / largest_value);
-    const auto items = self->machine_.first(std::min(wanted, most_claims), unknown);
+    const item_list asked_for = self->machine_.first(std::min(wanted, most_claims), unknown);
+    errc code{};
+    std::exception_ptr failed;
+    try {
+      const txn_response answer = co_await self->writes_->apply(self->claim_of(asked_for, with_receipt));
+      self->settle(asked_for, answer, with_receipt);
+    } catch (const error& e) {
+      code = static_cast<errc>(e.code().value());
+      failed = std::current_exception();
+    } catch (const std::exception&) {  // an answer of another shape
+      code = errc::unexpected_response;
+      failed = std::make_exception_ptr(error(code, "KV.Txn"));
+    }
+    if (failed) self->claim_failed(asked_for, with_receipt, code, failed);
+  }
+
+  /// Whether claims leave receipts: not where the servers do not let them.
+  static asio::awaitable<bool> receipt_is_ready(std::shared_ptr<backlog> self) {
+    if (self->receipts_refused_ || self->runtime_->now() < self->no_receipts_before_) co_return false;
+    const lease_id lease = co_await receipt_lease::get(self->receipts_);
+    if (lease == 0) co_return false;
+    self->receipt_.hang_on(lease);
+    co_return true;
+  }
+
+  [[nodiscard]] txn claim_of(const item_list& asked_for, bool with_receipt) const {
     txn request;
-    if (self->machine_.grammar().sorted() == backlog_grammar::order::by_key &&
-        self->machine_.foreign() == 0) {
+    if (machine_.grammar().sorted() == backlog_grammar::order::by_key && machine_.foreign() == 0) {
       // Nothing that goes before may have come unseen: the range before the first, and between two, is empty.
-      std::string from = self->machine_.grammar().prefix();
-      for (const auto& each : items) {
+      std::string from = machine_.grammar().prefix();
+      for (const auto& each : asked_for) {
         request.when(create_revision(from).until(each.key) == 0);
         from = each.key;
         from += '\0';
       }
     }
-    for (const auto& each : items) {
+    for (const auto& each : asked_for) {
       txn one;
       one.when(mod_revision(each.key) == each.mod_revision)
           .then(delete_key(each.key, {.prev_kv = !each.value.has_value()}));
       request.then(std::move(one));
     }
-    self->claiming_ = items.size();
-    txn_response answer = co_await self->writes_->apply(std::move(request));
-    self->claiming_ = 0;
+    if (with_receipt) receipt_.add_to(request);
+    return request;
+  }
+
+  /// What a claim took, all of it or, if the answer makes no sense, nothing.
+  void settle(const item_list& asked_for, const txn_response& answer, bool with_receipt) {
     if (!answer.succeeded) {
-      self->machine_.forget();  // list again
-      co_return;
+      if (with_receipt) receipt_.learn(answer);
+      machine_.forget();  // list again
+      return;
     }
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      const auto& each = items[i];
-      self->machine_.taken(each.key, each.mod_revision);
-      auto& one = answer.at(i).txn();
+    std::vector<claimed> got;
+    std::size_t next = 0;
+    for (const auto& each : asked_for) {
+      const auto& one = answer.at(next++).txn();
       if (!one.succeeded) continue;  // another consumer was faster
       if (each.value) {
-        self->spare_.push_back({each.key, *each.value});
+        got.push_back({each.key, *each.value});
         continue;
       }
-      auto& deleted = one.at(0).delete_range().prev_kvs;
+      const auto& deleted = one.at(0).delete_range().prev_kvs;
       if (deleted.empty()) throw error(errc::unexpected_response, "KV.Txn: a deleted key without its value");
-      self->spare_.push_back({each.key, std::move(deleted.front().value)});
+      got.push_back({each.key, deleted.front().value});
     }
+    if (with_receipt) receipt_.learn(answer);
+    for (const auto& each : asked_for) machine_.taken(each.key, each.mod_revision);
+    add_spare(std::move(got));
+  }
+
+  void add_spare(std::vector<claimed> got) {
+    spare_.insert(spare_.end(), std::make_move_iterator(got.begin()), std::make_move_iterator(got.end()));
+  }
+
+  /// A claim of which nobody knows yet whether it was applied.
+  struct doubtful_claim {
+    item_list asked_for;
+    errc code{};
+    std::exception_ptr why;
+  };
+
+  /// Whether the failure of a claim leaves open what became of it. Only the first may still be applied.
+  static bool leaves_open(errc code) noexcept {
+    return code == errc::outcome_unknown || code == errc::no_space || code == errc::response_too_large ||
+           code == errc::malformed_response || code == errc::unexpected_response;
+  }
+
+  void claim_failed(const item_list& asked_for, bool with_receipt, errc code, const std::exception_ptr& why) {
+    machine_.forget();
+    if (with_receipt && leaves_open(code)) {
+      in_doubt_.emplace(doubtful_claim{asked_for, code, why});
+      return;
+    }
+    if (with_receipt && code == errc::permission_denied) {  // without a receipt it may be allowed
+      receipts_refused_ = true;
+      return;
+    }
+    if (code == errc::outcome_unknown) {
+      tell_unknown(asked_for.size(), why);
+      return;
+    }
+    if (with_receipt && code == errc::lease_not_found) {
+      receipts_->forget(receipt_.lease());
+      no_receipts_before_ =
+          runtime_->now() + std::chrono::seconds{1};  // whatever the server says of the next
+      return;
+    }
+    std::rethrow_exception(why);
+  }
+
+  /// As many items may be gone: whoever would have got them has to know.
+  void tell_unknown(std::size_t count, const std::exception_ptr& why) {
+    while (count > 0 && !consumers_.empty()) {
+      const auto first = std::move(consumers_.front());
+      consumers_.pop_front();
+      count -= std::min(count, first.most);
+      first.who->fail(why);
+    }
+  }
+
+  static asio::awaitable<void> find_out(std::shared_ptr<backlog> self) {
+    using kind = claim_receipt::verdict::kind;
+    const doubtful_claim doubtful = *self->in_doubt_;
+    const bool may_come_late = doubtful.code == errc::outcome_unknown;
+    const auto verdict = co_await claim_receipt::find_out(self->runtime_, self->receipt_, may_come_late);
+    if (verdict.is == kind::not_applied && doubtful.code == errc::no_space) {
+      // A full store still lets items be taken, if nothing is written for it.
+      self->no_receipts_before_ = self->runtime_->now() + receipt_lease::refusal_time;
+    }
+    taking what;
+    if (verdict.is != kind::not_applied)
+      what = co_await look_behind(self, doubtful.asked_for, verdict.is == kind::applied ? verdict.at : 0);
+    self->in_doubt_.reset();
+    if (verdict.is != kind::not_applied) self->receipt_.settled(verdict.at);
+    self->add_spare(std::move(what.got));
+    self->hand_out();
+    self->tell_unknown(what.unknown, doubtful.why);
+  }
+
+  struct taking {
+    std::vector<claimed> got;
+    std::size_t unknown = 0;
+  };
+
+  /// What a claim took, by the store's history: the conditions of all its parts were judged on the revision before
+  /// `applied`. Where that is unknown, or compacted, an item that is still there was certainly not taken.
+  static asio::awaitable<taking> look_behind(std::shared_ptr<backlog> self, item_list asked_for,
+                                             revision applied) {
+    taking out;
+    bool history = applied > 1;
+    for (std::size_t next = 0; next < asked_for.size();) {
+      auto& each = asked_for[next];
+      auto question =
+          history ? range(each.key, {.revision = applied - 1}) : range(each.key, {.keys_only = true});
+      try {
+        const range_response found = co_await engine::call(self->runtime_, std::move(question));
+        const bool there = !found.kvs.empty() && found.kvs.front().mod_revision == each.mod_revision;
+        if (history && there)
+          out.got.push_back({each.key, found.kvs.front().value});
+        else if (!history && !there)
+          ++out.unknown;
+        ++next;
+      } catch (const error& e) {
+        if (rpc::worth_retrying(static_cast<errc>(e.code().value()))) throw;
+        if (history)
+          history = false;
+        else
+          ++next, ++out.unknown;
+      }
+    }
+    co_return out;
   }
 
   /// Gives what has been claimed to who waits longest.
@@ -353,19 +501,7 @@ private:
 
   void on_error(const error& e) {
     const auto code = static_cast<errc>(e.code().value());
-    const auto asked_for = std::exchange(claiming_, 0);
     machine_.forget();
-    if (code == errc::outcome_unknown) {
-      // As many items as were asked for may be gone: whoever would have got them has to know.
-      std::size_t left = asked_for;
-      while (left > 0 && !consumers_.empty()) {
-        const auto first = std::move(consumers_.front());
-        consumers_.pop_front();
-        left -= std::min(left, first.most);
-        first.who->fail(std::make_exception_ptr(e));
-      }
-      return;
-    }
     // Compacted: while a listing of many pages was being read.
     if (!rpc::worth_retrying(code) && code != errc::compacted) {
       fail_all(std::make_exception_ptr(e));
@@ -442,6 +578,8 @@ private:
   std::shared_ptr<engine::write_combiner> writes_;
   std::shared_ptr<engine::watch_hub> hub_;
   std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
+  std::shared_ptr<receipt_lease> receipts_;
+  claim_receipt receipt_;
   backlog_machine machine_;
   std::deque<consumer> consumers_;
   std::deque<claimed> spare_;  ///< Claimed, and not handed out yet.
@@ -450,7 +588,9 @@ private:
   engine::watch_hub::handle watch_ = 0;
   bool watching_ = false;
   bool pumping_ = false;
-  std::size_t claiming_ = 0;
+  std::optional<doubtful_claim> in_doubt_;
+  bool receipts_refused_ = false;
+  engine::time_point no_receipts_before_{};
   std::uint64_t listings_begun_ = 0;
   revision written_ = 0;
 };

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: BSL-1.0
+
+// Queues on virtual time and against an etcd in memory: what becomes of items when calls and answers get lost.
+
+#include <conclave/client.hpp>
+#include <conclave/priority_queue.hpp>
+#include <conclave/queue.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/scripted_transport.hpp"
+
+namespace {
+
+using conclave::basic_queue;
+using conclave::client;
+using conclave::condition;
+using conclave::errc;
+using conclave::priority_queue;
+using conclave::queue;
+using conclave::test::fate;
+using conclave::test::task;
+using conclave::test::world;
+using items = std::vector<std::string>;
+using namespace std::chrono_literals;
+
+const items five{"a", "b", "c", "d", "e"};
+
+/// A client that has a waiting consumer's watch and lease, so that what comes next is a claim alone.
+void warm_up(world& w, const queue& on) {
+  auto waiting = w.start(on.dequeue());
+  w.settle();
+  w.get(on.enqueue("warm"));
+  w.settle();
+  REQUIRE(waiting.value() == "warm");
+}
+
+items sorted(items of) {
+  std::sort(of.begin(), of.end());
+  return of;
+}
+
+items left_in(world& w, const std::string& prefix) {
+  items out;
+  for (const auto& [key, kv] : w.etcd().keys())
+    if (key.starts_with(prefix)) out.push_back(kv.value);
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("a claim whose answer is lost is found out, and its item delivered once") {
+  world w;
+  const client c = w.connect();
+  const queue q{c, "jobs"};
+  warm_up(w, q);
+  auto waiting = w.start(q.dequeue());
+  w.settle();
+  w.server().next("KV.Txn", fate::answered);  // the enqueue
+  bool late = false;
+  SECTION("it was applied") { w.server().next("KV.Txn", fate::answer_lost); }
+  SECTION("it was refused") { w.server().next("KV.Txn", fate::refused); }
+  SECTION("it never arrived") { w.server().next("KV.Txn", fate::never_arrives); }
+  SECTION("it arrives later") {
+    w.server().next("KV.Txn", fate::arrives_late);
+    late = true;
+  }
+  SECTION("it was applied, and the answer to the first inquiry is lost as well") {
+    w.server().next("KV.Txn", fate::answer_lost);
+    w.server().next("KV.Txn", fate::answer_lost);
+  }
+  SECTION("it never arrived, and the answer to the first inquiry is lost") {
+    w.server().next("KV.Txn", fate::never_arrives);
+    w.server().next("KV.Txn", fate::answer_lost);
+  }
+  SECTION("it was applied, and what it took cannot be read at first") {
+    w.server().next("KV.Txn", fate::answer_lost);
+    w.server().next("KV.Range", fate::answer_lost);
+  }
+  w.get(q.enqueue("a"));
+  w.advance(15s);
+  REQUIRE(waiting.done());
+  CHECK(waiting.value() == "a");
+  CHECK(left_in(w, "jobs/").empty());
+
+  w.get(q.enqueue("b"));
+  CHECK(w.server().let_late_ones_arrive() == (late ? 1 : 0));  // and changes nothing
+  CHECK(left_in(w, "jobs/") == items{"b"});
+  auto next = w.start(q.dequeue());
+  w.advance(1s);
+  CHECK(next.value() == "b");
+}
+
+TEST_CASE("a claim that arrives after it was asked about takes nothing") {
+  world w;
+  const client c = w.connect();
+  const queue q{c, "jobs"};
+  warm_up(w, q);
+  w.get(q.enqueue("a"));
+  w.server().next("KV.Txn", fate::arrives_late);
+  auto first = w.start(q.dequeue());
+  w.server().next("KV.Txn", fate::answered);  // the inquiry
+  w.server().next("KV.Txn", fate::refused);   // the claim after it, once
+  w.settle();
+  REQUIRE_FALSE(first.done());
+  REQUIRE(left_in(w, "jobs/") == items{"a"});
+  CHECK(w.server().let_late_ones_arrive() == 1);
+  CHECK(left_in(w, "jobs/") == items{"a"});
+  w.advance(1s);
+  CHECK(first.value() == "a");
+  CHECK(left_in(w, "jobs/").empty());
+}
+
+TEST_CASE("whichever call of a queue's consumers fails, and how, each item is delivered once, in order") {
+  // Each call that is made, and each two of them, in each way.
+  const bool by_priority = GENERATE(false, true);
+  constexpr fate ways[] = {fate::answered, fate::refused, fate::answer_lost, fate::never_arrives,
+                           fate::arrives_late};
+  constexpr int calls = 7;
+  int runs = 0;
+  std::size_t late_ones = 0;
+  for (int first = 0; first < calls; ++first) {
+    for (int second = first + 1; second < calls; ++second) {
+      for (const auto first_way : ways) {
+        for (const auto second_way : ways) {
+          INFO("call " << first << " has fate " << static_cast<int>(first_way) << ", call " << second
+                       << " fate " << static_cast<int>(second_way));
+          world w{static_cast<std::uint64_t>(++runs)};
+          const client producer = w.connect();
+          std::optional<client> consumer{w.connect()};
+          std::optional<queue> plain;
+          std::optional<priority_queue> sorting;
+          if (by_priority) {
+            const priority_queue theirs{producer, "jobs"};
+            for (const auto& each : five) w.get(theirs.enqueue(each, 3));
+            sorting.emplace(*consumer, "jobs");
+          } else {
+            const queue theirs{producer, "jobs"};
+            w.get(theirs.enqueue_all(five));
+            plain.emplace(*consumer, "jobs");
+          }
+          const basic_queue& q = by_priority ? static_cast<const basic_queue&>(*sorting) : *plain;
+          int made = 0;
+          w.server().rule = [&](const std::string&) {
+            const int number = made++;
+            return number == first ? first_way : number == second ? second_way : fate::answered;
+          };
+          items got;
+          // One after the other, then two at a time: claims of one item and of several.
+          for (int i = 0; i < 3; ++i) {
+            auto one = w.start(q.dequeue());
+            for (int patience = 0; !one.done() && patience < 60; ++patience) w.advance(1s);
+            REQUIRE(one.done());
+            got.push_back(one.value());
+          }
+          auto fourth = w.start(q.dequeue());
+          auto fifth = w.start(q.dequeue());
+          for (int patience = 0; !(fourth.done() && fifth.done()) && patience < 60; ++patience) w.advance(1s);
+          REQUIRE(fourth.done());
+          REQUIRE(fifth.done());
+          got.push_back(fourth.value());
+          got.push_back(fifth.value());
+          CHECK(got == five);
+          late_ones += w.server().let_late_ones_arrive();
+          CHECK(left_in(w, "jobs/").empty());
+
+          plain.reset();
+          sorting.reset();
+          consumer.reset();
+          w.advance(70s);
+          CHECK(w.etcd().leases() == 0);
+          CHECK(left_in(w, "__jobs/receipt/").empty());
+        }
+      }
+    }
+  }
+  CHECK(late_ones > 0);
+}
+
+TEST_CASE("two clients that lose answers take each item once between them") {
+  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    INFO("seed " << seed);
+    world w{seed};
+    const client producer = w.connect();
+    const queue theirs{producer, "jobs"};
+    items put;
+    for (int i = 0; i < 24; ++i) put.push_back("item " + std::to_string(i));
+    w.get(theirs.enqueue_all(put));
+    const client left = w.connect();
+    const client right = w.connect();
+    const queue lq{left, "jobs"};
+    const queue rq{right, "jobs"};
+    std::uint64_t state = seed * 0x9e3779b97f4a7c15ULL;
+    w.server().rule = [&](const std::string&) {
+      state ^= state << 13U;
+      state ^= state >> 7U;
+      state ^= state << 17U;
+      switch (state % 12) {
+        case 0:
+          return fate::answer_lost;
+        case 1:
+          return fate::arrives_late;
+        case 2:
+          return fate::refused;
+        default:
+          return fate::answered;
+      }
+    };
+    items got;
+    std::vector<task<std::string>> waiting;
+    for (int i = 0; i < 12; ++i) {
+      waiting.push_back(w.start(lq.dequeue()));
+      waiting.push_back(w.start(rq.dequeue()));
+      w.settle();
+      if (i % 3 == 0) w.server().let_late_ones_arrive();
+    }
+    w.advance(3min);
+    for (auto& each : waiting) {
+      REQUIRE(each.done());
+      got.push_back(each.value());
+    }
+    w.server().let_late_ones_arrive();
+    CHECK(sorted(got) == sorted(put));
+    CHECK(left_in(w, "jobs/").empty());
+  }
+}
+
+TEST_CASE("a try whose claim's answer is lost gets its item; one that cannot be found out about is told") {
+  world w;
+  const client c = w.connect();
+  const queue q{c, "jobs"};
+  warm_up(w, q);
+  w.get(q.enqueue("a"));
+  w.server().next("KV.Txn", fate::answer_lost);
+  SECTION("the inquiry is answered") {
+    auto trying = w.start(q.try_dequeue());
+    w.advance(1s);
+    REQUIRE(trying.done());
+    CHECK(trying.value() == "a");
+  }
+  SECTION("no server is there for the inquiry: the item goes to the next consumer") {
+    bool claimed = false;
+    w.server().rule = [&](const std::string& name) {
+      // Everything after the claim.
+      if (name == "KV.Txn" && !std::exchange(claimed, true)) return fate::answered;
+      return claimed ? fate::never_arrives : fate::answered;
+    };
+    auto trying = w.start(q.try_dequeue());
+    w.advance(20s);
+    REQUIRE(trying.done());
+    CHECK((trying.error() == condition::timed_out || trying.error() == condition::outcome_unknown ||
+           trying.error() == condition::unavailable));
+    w.server().rule = nullptr;
+    auto next = w.start(q.dequeue());
+    w.advance(20s);
+    REQUIRE(next.done());
+    CHECK(next.value() == "a");
+  }
+  CHECK(left_in(w, "jobs/").empty());
+}
+
+TEST_CASE("a claim whose receipt has ended with its lease is an unknown outcome only if the item is gone") {
+  world w;
+  const client c = w.connect();
+  const queue q{c, "jobs"};
+  warm_up(w, q);
+  w.get(q.enqueue("a"));
+  auto cut_off = [&](fate how) {
+    w.server().next("KV.Txn", how);
+    auto taking = w.start(q.dequeue());
+    w.settle();
+    w.server().stop();
+    w.advance(90s);
+    REQUIRE_FALSE(taking.done());
+    w.etcd().expire(w.now());
+    w.server().start();
+    w.advance(20s);
+    return taking;
+  };
+  SECTION("it is there") {
+    w.server().rule = [&](const std::string& name) {
+      return name == "KV.Txn" ? fate::never_arrives : fate::answered;
+    };
+    auto taking = w.start(q.dequeue());
+    w.settle();
+    w.server().stop();
+    w.server().rule = nullptr;
+    w.advance(90s);
+    REQUIRE_FALSE(taking.done());
+    w.etcd().expire(w.now());
+    w.server().start();
+    w.advance(20s);
+    REQUIRE(taking.done());
+    CHECK(taking.value() == "a");
+  }
+  SECTION("it was taken") {
+    // Frozen behind the claim, so that the inquiry is not answered before the lease is over.
+    auto taking = cut_off(fate::lost_late);
+    REQUIRE(taking.done());
+    CHECK(taking.error() == condition::outcome_unknown);
+  }
+  CHECK(left_in(w, "jobs/").empty());
+}
+
+TEST_CASE("a full store lets items be taken, and loses none") {
+  world w;
+  const client c = w.connect();
+  const queue q{c, "jobs"};
+  warm_up(w, q);
+  w.get(q.enqueue_all(five));
+  w.etcd().full = true;
+  items got;
+  for (int i = 0; i < 5; ++i) {
+    auto one = w.start(q.dequeue());
+    w.advance(3s);
+    REQUIRE(one.done());
+    got.push_back(one.value());
+  }
+  CHECK(got == five);
+}
+
+TEST_CASE("the queues of a client share one lease, which ends with their client") {
+  world w;
+  std::optional<client> c{w.connect()};
+  {
+    const queue q{*c, "jobs"};
+    const queue other{*c, "other"};
+    auto one = w.start(q.dequeue());
+    auto two = w.start(other.dequeue());
+    w.get(q.enqueue("a"));
+    w.get(other.enqueue("b"));
+    w.settle();
+    CHECK(one.value() == "a");
+    CHECK(two.value() == "b");
+    CHECK(w.etcd().leases() == 1);
+    CHECK(left_in(w, "__jobs/receipt/") == items{"claim"});
+    CHECK(left_in(w, "__other/receipt/") == items{"claim"});
+    SECTION("it is kept alive") {
+      auto three = w.start(q.dequeue());
+      const int claims = w.server().count("Lease.LeaseGrant");
+      w.advance(10min);
+      CHECK(w.etcd().leases() == 1);
+      CHECK(w.server().count("Lease.LeaseGrant") == claims);
+      w.get(q.enqueue("c"));
+      CHECK(three.value() == "c");
+    }
+    SECTION("it is given back when no queue has been used for a while") {
+      w.advance(40s);
+      CHECK(w.etcd().leases() == 0);
+      w.get(q.enqueue("c"));
+      auto three = w.start(q.dequeue());
+      w.settle();
+      CHECK(three.value() == "c");
+    }
+  }
+  c.reset();
+  w.settle();
+  CHECK(w.etcd().leases() == 0);
+  CHECK(left_in(w, "__").empty());
+}
+
+TEST_CASE("where no lease is granted, claims go without receipts") {
+  world w;
+  const client c = w.connect();
+  const queue q{c, "jobs"};
+  w.server().rule = [](const std::string& name) {
+    return name == "Lease.LeaseGrant" ? fate::not_served : fate::answered;
+  };
+  auto one = w.start(q.dequeue());
+  w.get(q.enqueue("a"));
+  w.advance(1s);
+  CHECK(one.value() == "a");
+  CHECK(left_in(w, "__").empty());
+}
