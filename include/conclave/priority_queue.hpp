@@ -18,7 +18,7 @@ namespace conclave {
 /// first. Otherwise as `queue`. Key-compatible with etcd's Go package.
 ///
 /// In the store: `NAME/`, five digits of priority, `/` and sixteen digits, a key an item; and, to number the
-/// items, one empty key `__NAME/`, five digits, for each priority that was ever used. Roles need read and
+/// items, one key `__NAME/`, five digits, for each priority that was ever used. Roles need read and
 /// write permission below `NAME/` and below `__NAME/`.
 ///
 /// What is taken is the first item at the moment of taking: the transaction that takes it makes sure that
@@ -33,8 +33,9 @@ public:
   /// Adds an item; smaller priorities are taken first. Completes with its revision. One round trip and one
   /// proposal for all that this client has gathered for a priority meanwhile; a round trip more for the
   /// first, and after another process has enqueued with the same priority. Errors: `request_too_large`,
-  /// `no_space` (etcd may refuse so what it has just written), `outcome_unknown` when the answer got lost.
-  /// Cancellation: the item may have been written.
+  /// `no_space`; `outcome_unknown` when the answer got lost and no server said afterwards what became of the item
+  /// (one that is certain not to be there is sent again, three times in all). Cancellation: the item may have been
+  /// written.
   asio::awaitable<revision> enqueue(std::string value, std::uint16_t priority) const {
     return add(state(), keys(), name(), std::move(value), priority);
   }

@@ -379,3 +379,83 @@ TEST_CASE("where no lease is granted, claims go without receipts") {
   CHECK(one.value() == "a");
   CHECK(left_in(w, "__").empty());
 }
+
+TEST_CASE(
+    "whichever call of a priority queue's producer fails, and how, it knows whether its item is there") {
+  constexpr fate ways[] = {fate::answered, fate::refused, fate::answer_lost, fate::never_arrives,
+                           fate::arrives_late};
+  constexpr int calls = 6;
+  int runs = 0;
+  std::size_t late_ones = 0;
+  int untold = 0;
+  for (int first = 0; first < calls; ++first) {
+    for (int second = first + 1; second < calls; ++second) {
+      for (const auto first_way : ways) {
+        for (const auto second_way : ways) {
+          INFO("call " << first << " has fate " << static_cast<int>(first_way) << ", call " << second
+                       << " fate " << static_cast<int>(second_way));
+          world w{static_cast<std::uint64_t>(++runs)};
+          const client mine = w.connect();
+          const client others = w.connect();
+          const priority_queue q{mine, "jobs"};
+          const priority_queue theirs{others, "jobs"};
+          w.get(theirs.enqueue("x", 3));
+          int made = 0;
+          bool counting = true;
+          w.server().rule = [&](const std::string&) {
+            if (!counting) return fate::answered;
+            const int number = made++;
+            return number == first ? first_way : number == second ? second_way : fate::answered;
+          };
+          items put{"x"};
+          const auto one_more = [&](const std::string& item) {
+            auto adding = w.start(q.enqueue(item, 3));
+            for (int patience = 0; !adding.done() && patience < 60; ++patience) w.advance(1s);
+            REQUIRE(adding.done());
+            // Never an unknown outcome: an item that cannot be told to be there is certainly not.
+            const auto why = adding.error();
+            CHECK((!why || why == condition::timed_out || why == condition::unavailable));
+            if (!why) put.push_back(item);
+            if (why) ++untold;
+          };
+          one_more("a");
+          one_more("b");
+          counting = false;  // somebody else comes in between
+          w.get(theirs.enqueue("y", 3));
+          put.emplace_back("y");
+          counting = true;
+          one_more("c");
+          CHECK(left_in(w, "jobs/") == put);
+          late_ones += w.server().let_late_ones_arrive();
+          CHECK(left_in(w, "jobs/") == put);
+        }
+      }
+    }
+  }
+  CHECK(late_ones > 0);
+  CHECK(untold < runs / 10);
+}
+
+TEST_CASE("a priority queue's item whose answer is lost is found though others have written since") {
+  world w;
+  const client mine = w.connect();
+  const client others = w.connect();
+  const priority_queue q{mine, "jobs"};
+  const priority_queue theirs{others, "jobs"};
+  w.get(q.enqueue("first", 3));
+  bool applied = false;
+  SECTION("it was applied") {
+    applied = true;
+    w.server().next("KV.Txn", fate::lost_late);
+  }
+  SECTION("it was not") { w.server().next("KV.Txn", fate::never_arrives); }
+  auto adding = w.start(q.enqueue("mine", 3));
+  w.settle();
+  for (int i = 0; i < 3; ++i) w.get(theirs.enqueue("theirs", 3));
+  w.advance(20s);
+  REQUIRE(adding.done());
+  CHECK(adding.value() > 0);
+  const items expected = applied ? items{"first", "mine", "theirs", "theirs", "theirs"}
+                                 : items{"first", "theirs", "theirs", "theirs", "mine"};
+  CHECK(left_in(w, "jobs/") == expected);
+}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -26,6 +27,9 @@ namespace conclave::detail::pattern {
 /// was read. So that local producers do not conflict with each other, what has gathered goes in one
 /// transaction at a time.
 ///
+/// That key tells what became of a write whose answer got lost, too: each of ours leaves another value in it, and
+/// whoever asks writes it as well, so that the write cannot come later.
+///
 /// Algorithm: etcd's priority queue recipe, whose programs may enqueue meanwhile. On the strand.
 class priority_lane final : public engine::lingering, public std::enable_shared_from_this<priority_lane> {
 public:
@@ -37,6 +41,7 @@ public:
     std::snprintf(digits, sizeof digits, "%05u", static_cast<unsigned>(priority));
     base_ = "__" + queue + "/" + digits;
     items_ = queue + "/" + digits + "/";
+    mark_ = std::to_string(runtime_->seed()) + ".";
   }
 
   void add(const waiter& who, std::string value) {
@@ -54,26 +59,41 @@ private:
   struct item {
     waiter who;
     std::string value;
+    int attempts = 0;
   };
 
   static constexpr std::size_t most_items = 60;  // each takes a compare and a put of the 128 operations
   static constexpr std::size_t most_bytes = std::size_t{1024} * 1024;
+  /// How often an item is sent that was certainly not written.
+  static constexpr int most_attempts = 3;
+  /// How many writes of others are looked through for one of ours.
+  static constexpr int most_looked_through = 256;
 
   static asio::awaitable<void> write_all(std::shared_ptr<priority_lane> self) {
     engine::backoff pause{std::chrono::milliseconds{2}, std::chrono::milliseconds{100},
                           self->runtime_->seed()};
     while (!self->pending_.empty()) {
       bool conflict = false;
+      errc code{};
+      std::exception_ptr failed;
       try {
         if (!self->known_)
           co_await look(self);
         else
           conflict = !co_await write_some(self);
         if (!conflict) pause.reset();
-      } catch (const error&) {
-        self->fail(std::current_exception());
+      } catch (const error& e) {
+        code = static_cast<errc>(e.code().value());
+        failed = std::current_exception();
       } catch (const std::exception&) {  // an answer of another shape
-        self->fail(std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn")));
+        code = errc::unexpected_response;
+        failed = std::make_exception_ptr(error(code, "KV.Txn"));
+      }
+      if (failed) {
+        const bool open = !self->sending_.empty() && leaves_open(code);
+        fate what = open ? fate::unknown : fate::not_written;
+        if (open) what = co_await find_out(self, code == errc::outcome_unknown);
+        self->conclude(what, code, failed);
       }
       // Another process was faster, more than once in a row: give it room.
       if (conflict && ++self->conflicts_ > 1) co_await engine::sleep_for(self->runtime_, pause.next());
@@ -125,7 +145,7 @@ private:
   /// False when another process was faster.
   static asio::awaitable<bool> write_some(std::shared_ptr<priority_lane> self) {
     txn request;
-    request.when(mod_revision(self->base_) == self->base_revision_).then(put(self->base_, ""));
+    request.when(mod_revision(self->base_) == self->base_revision_).then(put(self->base_, self->next_mark()));
     std::size_t bytes = 0;
     auto number = self->next_number_;
     self->sending_.clear();
@@ -143,17 +163,103 @@ private:
     const txn_response answer = co_await self->writes_->apply(std::move(request));
     if (!answer.succeeded) {
       self->learn(answer);
-      // Those whose producers have left meanwhile were not written: they stay out.
-      for (auto each = self->sending_.rbegin(); each != self->sending_.rend(); ++each)
-        if (each->who->waiting()) self->requeue(std::move(*each));
-      self->sending_.clear();
+      self->send_again();
       co_return false;
     }
+    if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: written at no revision");
     self->base_revision_ = answer.header.revision;
     self->next_number_ = number;
-    for (const auto& each : self->sending_) each.who->complete(answer.header.revision);
-    self->sending_.clear();
+    self->written(answer.header.revision);
     co_return true;
+  }
+
+  void written(revision at) {
+    for (const auto& each : std::exchange(sending_, {})) each.who->complete(at);
+  }
+
+  /// Those whose producers have left meanwhile were not written: they stay out.
+  void send_again() {
+    for (auto each = sending_.rbegin(); each != sending_.rend(); ++each)
+      if (each->who->waiting()) requeue(std::move(*each));
+    sending_.clear();
+  }
+
+  // ---- a write whose answer got lost ----------------------------------------------------------------------
+
+  enum class fate { not_written, written, unknown };
+
+  /// Another value each time, for the priority's own key.
+  [[nodiscard]] std::string next_mark() { return mark_ + std::to_string(++marks_); }
+  [[nodiscard]] std::string last_mark() const { return mark_ + std::to_string(marks_); }
+
+  /// Whether a failure leaves open what became of the write. Only after the first may it still come.
+  static bool leaves_open(errc code) noexcept {
+    return code == errc::outcome_unknown || code == errc::no_space || code == errc::response_too_large ||
+           code == errc::malformed_response || code == errc::unexpected_response;
+  }
+
+  /// What became of the last write. Keeps one that `may_come_late` from coming.
+  static asio::awaitable<fate> find_out(std::shared_ptr<priority_lane> self, bool may_come_late) {
+    const std::string ours = self->last_mark();
+    for (int i = 0; i < most_attempts; ++i) {
+      bool again = false;
+      try {
+        co_return co_await ask(self, ours, may_come_late);
+      } catch (const error& e) {
+        again = rpc::worth_retrying(static_cast<errc>(e.code().value()));
+      } catch (const std::exception&) {  // an answer of another shape
+      }
+      if (!again) break;
+    }
+    co_return fate::unknown;
+  }
+
+  static asio::awaitable<fate> ask(std::shared_ptr<priority_lane> self, std::string ours,
+                                   bool may_come_late) {
+    std::vector<key_value> found;
+    if (may_come_late) {
+      txn request;
+      request.when(mod_revision(self->base_) == self->base_revision_)
+          .then(put(self->base_, self->next_mark()))
+          .otherwise(range(self->base_));
+      txn_response answer = co_await engine::call(self->runtime_, std::move(request));
+      if (answer.succeeded) co_return fate::not_written;
+      found = std::move(answer.at(0).range().kvs);
+    } else {
+      range_response answer = co_await engine::call(self->runtime_, range(self->base_));
+      found = std::move(answer.kvs);
+    }
+    // From the last write of the key, whosever, back to the one that was known.
+    for (int i = 0; i < most_looked_through; ++i) {
+      const auto at = found.empty() ? 0 : found.front().mod_revision;
+      if (at <= self->base_revision_) co_return fate::not_written;
+      if (found.front().value == ours) {
+        self->written_at_ = at;
+        co_return fate::written;
+      }
+      range_response before = co_await engine::call(self->runtime_, range(self->base_, {.revision = at - 1}));
+      found = std::move(before.kvs);
+    }
+    co_return fate::unknown;
+  }
+
+  void conclude(fate what, errc code, const std::exception_ptr& why) {
+    known_ = false;
+    if (what == fate::written) {
+      written(written_at_);
+      return;
+    }
+    const bool again = what == fate::not_written && code == errc::outcome_unknown;
+    if (again && std::all_of(sending_.begin(), sending_.end(),
+                             [](const item& each) { return each.attempts + 1 < most_attempts; })) {
+      for (auto& each : sending_) ++each.attempts;
+      send_again();
+      return;
+    }
+    if (again)
+      fail(std::make_exception_ptr(error(errc::unavailable, "KV.Txn: not written, after several attempts")));
+    else
+      fail(why);
   }
 
   void requeue(item each) {
@@ -164,7 +270,6 @@ private:
   }
 
   void fail(const std::exception_ptr& why) {
-    known_ = false;
     // A request that is too large, or refused for its size, must not take its neighbours with it.
     if (sending_.empty()) {
       for (auto& each : std::exchange(pending_, {})) each.who->fail(why);
@@ -180,7 +285,10 @@ private:
   std::string items_;
   std::deque<item> pending_;
   std::vector<item> sending_;
+  std::string mark_;
+  std::uint64_t marks_ = 0;
   revision base_revision_ = 0;
+  revision written_at_ = 0;
   std::uint64_t next_number_ = 0;
   unsigned conflicts_ = 0;
   bool known_ = false;
