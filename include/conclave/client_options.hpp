@@ -70,7 +70,9 @@ public:
   [[nodiscard]] std::chrono::milliseconds connect_timeout() const noexcept { return connect_timeout_; }
 
   /// How long one call may take in all, its connection included. Default: 5 s, as long as a server itself
-  /// works on a request.
+  /// works on a request. What may be sent twice (a read if there are several servers, and of the recipes what
+  /// opens and ends a session, joins a line and releases a lock) is sent again after half of that time without
+  /// an answer, elsewhere if there is an elsewhere; any other write is sent once.
   client_options& request_timeout(std::chrono::milliseconds limit) {
     request_timeout_ = positive("request_timeout", limit);
     return *this;

@@ -56,8 +56,8 @@ public:
   asio::awaitable<std::error_code> lost() const { return lease_.lost(); }
 
   /// Ends the session: every wait and hold under it ends with `session_closed`, and all its keys are deleted
-  /// at one revision. One round trip, one proposal. Errors: `unavailable`, `outcome_unknown` when the server
-  /// did not say; closing then goes on behind the caller, as after a cancellation.
+  /// at one revision. One round trip, one proposal. Errors: `unavailable`, `outcome_unknown` when no server
+  /// said so in time; closing then goes on behind the caller, as after a cancellation.
   asio::awaitable<void> close() { return lease_.revoke(); }
 
 private:

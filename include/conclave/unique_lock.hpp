@@ -102,8 +102,8 @@ public:
 
   /// Releases the lock. One round trip, one proposal: a delete which only this hold's own key can meet, so it
   /// never harms a later holder. Errors: `lock_lost` or `session_lost` when the lock had been lost before
-  /// (somebody else may have held it meanwhile); `unavailable`, `outcome_unknown` when the server did not
-  /// say, and releasing goes on behind the caller. Cancellation: releasing goes on behind the caller.
+  /// (somebody else may have held it meanwhile); `unavailable`, `outcome_unknown` when no server said so within
+  /// `client_options::request_timeout`, and releasing goes on behind the caller. Cancellation: releasing goes on behind the caller.
   asio::awaitable<void> unlock() {
     require();
     return unlock_held(std::move(*this));

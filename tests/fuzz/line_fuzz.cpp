@@ -124,13 +124,13 @@ private:
     demand(machine_.size() == line.size(), "all who stand are there");
     for (const auto* key : participants) {
       const auto place = standing(line, key);
-      demand(machine_.stands_at_all(key) == place.has_value(), "who stands is there, and nobody else");
+      demand(machine_.since(key) == place.value_or(0), "who stands is there, and nobody else");
       if (!place) continue;
       demand(machine_.stands(key, *place), "each stands as he came");
       demand(!machine_.stands(key, *place - 1), "an older place is another one");
       demand(machine_.is_first(key) == (front(line) == key), "the first is he who came first");
     }
-    for (const auto* key : others) demand(!machine_.stands_at_all(key), "nobody else stands");
+    for (const auto* key : others) demand(machine_.since(key) == 0, "nobody else stands");
   }
 
   using line = std::set<std::pair<revision, std::string>>;

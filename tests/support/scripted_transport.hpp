@@ -182,7 +182,7 @@ enum class fate {
   answer_late,    ///< applied, and answered by `scripted_server::answer_late_ones`
   lost_late,      ///< applied, and at `scripted_server::answer_late_ones` the connection breaks
   not_served,     ///< refused for good: the server has no such method
-  arrives_late,   ///< the connection breaks, and it is applied at `scripted_server::let_late_ones_arrive`
+  arrives_late,   ///< applied at `scripted_server::answer_late_ones`, when nobody waits for the answer
 };
 
 /// The one server of a world: `model_etcd` behind gRPC's paths and etcd's bytes.
@@ -212,13 +212,9 @@ public:
     return found == calls_.end() ? 0 : found->second;
   }
 
-  void answer_late_ones() {
-    for (const auto& each : std::exchange(late_, {})) each();
-  }
-
-  /// How many were applied so.
-  std::size_t let_late_ones_arrive() {
-    const auto late = std::exchange(arriving_late_, {});
+  /// How many there were.
+  std::size_t answer_late_ones() {
+    const auto late = std::exchange(late_, {});
     for (const auto& each : late) each();
     return late.size();
   }
@@ -262,7 +258,6 @@ public:
   void close() {
     arrived_.clear();
     late_.clear();
-    arriving_late_.clear();
     silent_.clear();
     connecting_.clear();
   }
@@ -462,12 +457,11 @@ private:
       case fate::not_served:
         op->complete({{status_code::unimplemented, "unknown method " + name}, {}});
         return;
+      case fate::arrives_late:
+        late_.push_back([this, name, request = std::move(request)] { (void)serve(name, request); });
+        [[fallthrough]];
       case fate::never_arrives:
         silent_.push_back(op);
-        return;
-      case fate::arrives_late:
-        arriving_late_.push_back([this, name, request = std::move(request)] { (void)serve(name, request); });
-        op->complete({{status_code::unavailable, "Socket closed"}, {}});
         return;
       case fate::answered:
       case fate::answer_lost:
@@ -533,7 +527,6 @@ private:
   std::vector<std::shared_ptr<pending<bool>>> connecting_;
   std::vector<call> silent_;
   std::vector<std::function<void()>> late_;
-  std::vector<std::function<void()>> arriving_late_;
   std::vector<std::function<void()>> arrived_;
 };
 

@@ -555,6 +555,46 @@ TEST_CASE("an answer of another shape is every member's unexpected_response") {
   CHECK(c.on.in_flight() == 0);
 }
 
+TEST_CASE("a batch may be sent twice if all its members may") {
+  for (const bool all : {true, false}) {
+    combiner c;
+    const auto first = c.occupy();
+    CHECK_FALSE(first.repeatable);
+    auto a = member(write_of("a"));
+    auto b = member(write_of("b"));
+    a.repeatable = true;
+    b.repeatable = all;
+    c.add(a);
+    c.add(b);
+    c.answer(first);
+    CHECK(c.next().repeatable == all);
+  }
+}
+
+TEST_CASE("a member of a batch that was sent twice and then refused may have been applied") {
+  combiner c;
+  const auto first = c.occupy();
+  const auto a = c.add(write_of("a"));
+  const auto b = c.add(write_of("b"));
+  c.answer(first);
+  const auto both = c.next();
+  c.take(c.on.on_failed(both.batch, errc::lease_not_found, c.now, true));
+  auto half = c.next();
+  const auto code = GENERATE(errc::unavailable, errc::too_many_requests, errc::outcome_unknown);
+  c.fail(half, code);
+  CHECK(c.failures.at(a) == errc::outcome_unknown);
+  half = c.next();
+  SECTION("refused") {
+    c.fail(half, errc::lease_not_found);
+    CHECK(c.failures.at(b) == errc::lease_not_found);
+  }
+  SECTION("answered") {
+    const auto done = c.on.on_answer(half.batch, answer_to(half.request), c.now);
+    REQUIRE(done.size() == 1);
+    CHECK(std::get<machine::answered>(done.front()).repeated);
+  }
+}
+
 TEST_CASE("answers to no batch are ignored") {
   combiner c;
   const auto sent = c.occupy();

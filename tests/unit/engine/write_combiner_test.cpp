@@ -76,6 +76,7 @@ private:
 class pending_write {
 public:
   bool done() const { return state_->done; }
+  bool repeated() const { return state_->repeated; }
   const txn_response& answer() const {
     if (!state_->answer) throw std::logic_error{"there is no answer"};
     return *state_->answer;
@@ -89,6 +90,7 @@ private:
   struct state {
     bool done = false;
     std::optional<txn_response> answer;
+    bool repeated = false;
     std::error_code error;
     asio::cancellation_signal signal;
   };
@@ -112,11 +114,11 @@ public:
 
   pending_write start(txn what, write_lane lane = {}) {
     pending_write out;
-    asio::co_spawn(
-        context_, run(combiner, std::move(what), std::move(lane), out.state_),
-        asio::bind_cancellation_slot(out.state_->signal.slot(),
-                                     [state = out.state_](std::exception_ptr) { state->done = true; }));
-    return out;
+    return spawn(run(combiner, std::move(what), std::move(lane), out.state_), out);
+  }
+  pending_write start_repeatable(txn what) {
+    pending_write out;
+    return spawn(run_repeatable(combiner, std::move(what), out.state_), out);
   }
   pending_write get(txn what) {
     auto out = start(std::move(what));
@@ -165,6 +167,25 @@ public:
   std::shared_ptr<write_combiner> combiner;
 
 private:
+  pending_write spawn(asio::awaitable<void> work, const pending_write& out) {
+    asio::co_spawn(
+        context_, std::move(work),
+        asio::bind_cancellation_slot(out.state_->signal.slot(),
+                                     [state = out.state_](std::exception_ptr) { state->done = true; }));
+    return out;
+  }
+
+  static asio::awaitable<void> run_repeatable(std::shared_ptr<write_combiner> to, txn what,
+                                              std::shared_ptr<pending_write::state> into) {
+    try {
+      auto done = co_await to->apply_repeatable(std::move(what));
+      into->answer.emplace(std::move(done.answer));
+      into->repeated = done.repeated;
+    } catch (const std::system_error& e) {
+      into->error = e.code();
+    }
+  }
+
   static asio::awaitable<void> run(std::shared_ptr<write_combiner> to, txn what, write_lane lane,
                                    std::shared_ptr<pending_write::state> into) {
     try {
@@ -310,6 +331,30 @@ TEST_CASE("a batch whose answer is lost is everybody's unknown outcome, and is n
   CHECK(b.error() == errc::outcome_unknown);
   CHECK(r.requests() == 2);
   CHECK(r.get(write_of("c")).answer().succeeded);
+}
+
+TEST_CASE("a batch whose answer is lost goes again if all its members may, and they are told so") {
+  rig r;
+  const auto first = r.hold();
+  r.server->next("KV.Txn", fate::answer_lost);
+  const bool all = GENERATE(true, false);
+  const auto a = r.start_repeatable(write_of("a"));
+  const auto b = all ? r.start_repeatable(write_of("b")) : r.start(write_of("b"));
+  r.release();
+  r.advance(10s);
+  CHECK(r.requests() == (all ? 3 : 2));
+  if (all) {
+    CHECK(a.answer().succeeded);
+    CHECK(a.repeated());
+    CHECK(b.repeated());
+  } else {
+    CHECK(a.error() == errc::outcome_unknown);
+    CHECK(b.error() == errc::outcome_unknown);
+  }
+  const auto next = r.start_repeatable(write_of("c"));
+  r.settle();
+  CHECK(next.answer().succeeded);
+  CHECK_FALSE(next.repeated());
 }
 
 TEST_CASE("a batch that a server refuses for now is sent again, as any call") {

@@ -34,7 +34,8 @@ inline asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, 
     try {
       lease_revoke_request request;
       request.id = id;
-      (void)co_await engine::call(on, std::move(request));
+      engine::resends again;
+      (void)co_await engine::call(on, std::move(request), again);
       co_return;
     } catch (const error& failed) {
       const bool again = rpc::worth_retrying(static_cast<errc>(failed.code().value())) ||
@@ -180,7 +181,8 @@ inline asio::awaitable<void> revoke(std::shared_ptr<lease_state> state) {
   try {
     lease_revoke_request request;
     request.id = state->id();
-    (void)co_await engine::call(on, std::move(request));
+    engine::resends again;
+    (void)co_await engine::call(on, std::move(request), again);
   } catch (const error& e) {
     if (e.code() == errc::lease_not_found) co_return;
     failed = std::current_exception();
@@ -244,6 +246,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
   const auto id = new_lease_id(*on);
   engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::milliseconds{500}, on->seed()};
   const auto first_sent = on->now();
+  engine::resends again;
   bool may_exist = false;
   std::exception_ptr failed;
   while (true) {
@@ -252,7 +255,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
       lease_grant_request request;
       request.id = id;
       request.ttl = ttl.count();
-      const lease_grant_response granted = co_await engine::call(on, std::move(request));
+      const lease_grant_response granted = co_await engine::call(on, std::move(request), again);
       if (granted.id != id || granted.ttl <= 0)
         throw error(errc::unexpected_response, "Lease.LeaseGrant answered for another lease");
       auto state = std::make_shared<lease_state>(of, id, engine::lease_keeper::lease_time(granted.ttl), sent);
@@ -260,6 +263,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
       on->run([state] { state->start(); });
       co_return owner;
     } catch (const error& e) {
+      may_exist = may_exist || again.unanswered > 0;
       const bool exists = e.code() == errc::lease_exists;
       if (exists && may_exist) {
         // An earlier attempt went through though its answer got lost; count from its beginning.
@@ -269,9 +273,9 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
         co_return owner;
       }
       may_exist = may_exist || !certainly_not_granted(static_cast<errc>(e.code().value()));
-      const bool again = e.code() == errc::outcome_unknown && on->now() - first_sent < ttl &&
-                         on->now() - first_sent < 2 * on->options().request_timeout;
-      if (!again) failed = std::current_exception();
+      const bool once_more = e.code() == errc::outcome_unknown && on->now() - first_sent < ttl &&
+                             on->now() - first_sent < 2 * on->options().request_timeout;
+      if (!once_more) failed = std::current_exception();
     } catch (...) {
       may_exist = true;
       failed = std::current_exception();

@@ -124,10 +124,19 @@ inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on);
 
 }  // namespace impl
 
-/// One call to the store, from any executor. Calls that certainly had no effect are repeated while there is
-/// time, and a read is repeated elsewhere when a server is silent. Throws `error`.
+/// Given with a write that does its work once, however often and however late its copies arrive: whoever makes
+/// it has seen to that. What became of it.
+struct resends {
+  /// Attempts whose answer never came. Each may have been applied, or may yet be.
+  int unanswered = 0;
+};
+
+namespace impl {
+
+/// `again`: null for a write that must not be sent twice.
 template <class Request>
-asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Request request) {
+asio::awaitable<rpc::response_of<Request>> send(std::shared_ptr<runtime> on, Request request,
+                                                resends* again) {
   using std::chrono::milliseconds;
   using method = rpc::method<Request>;
   if (on->stopped()) throw error(errc::client_closed);
@@ -143,6 +152,11 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
   std::optional<backoff> pause;
   int refused = 0;
   int stale = 0;
+  // A silent server must leave time for another. The only one gets half, once: it may be a follower that has
+  // sent the request on to a leader which hangs or is dead, and the next attempt goes to a new leader.
+  const bool elsewhere = on->servers().size() > 1;
+  const bool repeatable = kind == rpc::call_kind::read ? elsewhere : again != nullptr;
+  bool leaves_time = repeatable;
   while (true) {
     const auto connect_limit = std::min(on->options().connect_timeout, left());
     const std::shared_ptr<rpc::transport> server = co_await impl::connected_server(on, connect_limit);
@@ -156,9 +170,7 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
       }
     }
     const auto sent = on->floor().now();
-    // A silent server must leave time for another; a write must not be sent twice.
-    const bool elsewhere = kind == rpc::call_kind::read && on->servers().size() > 1;
-    const auto limit = elsewhere ? std::max(left() / 2, std::min(left(), milliseconds{500})) : left();
+    const auto limit = leaves_time ? std::max(left() / 2, std::min(left(), milliseconds{500})) : left();
     rpc::transport* const asked = server.get();
     auto start = [asked, limit, &bytes,
                   &headers](std::unique_ptr<rpc::receiver<rpc::unary_result>> receiver) {
@@ -204,10 +216,16 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
         continue;
       }
     }
+    if (code == errc::outcome_unknown && again != nullptr) ++again->unanswered;
     const bool silent = code == errc::timed_out || code == errc::outcome_unknown;
     if (code == errc::unavailable || silent) on->leave(*server);
-    if (code == errc::timed_out && elsewhere && on->now() + milliseconds{100} < deadline) continue;
-    if (code == errc::unavailable) {
+    if (repeatable && result.state.code == rpc::status_code::deadline_exceeded) {
+      leaves_time = elsewhere;
+      if (on->now() + milliseconds{100} < deadline) continue;
+    }
+    const bool broke = result.state.code == rpc::status_code::unavailable ||
+                       result.state.code == rpc::status_code::cancelled;
+    if (code == errc::unavailable || (again != nullptr && broke)) {
       if (!pause) pause.emplace(milliseconds{20}, milliseconds{500}, on->seed());
       const auto next = on->now() + pause->next();
       if (next < deadline) {
@@ -218,6 +236,39 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
     throw error(code, method::name, server->endpoint(), static_cast<int>(result.state.code),
                 result.state.message);
   }
+}
+
+/// The same; what an attempt without an answer leaves in doubt is not denied by the failure of a later one.
+template <class Request>
+asio::awaitable<rpc::response_of<Request>> send_again(std::shared_ptr<runtime> on, Request request,
+                                                      resends* again) {
+  try {
+    rpc::response_of<Request> answer = co_await send(std::move(on), std::move(request), again);
+    co_return answer;
+  } catch (const error& e) {
+    const auto code = static_cast<errc>(e.code().value());
+    const bool refused = code == errc::unauthenticated || code == errc::certificate_refused;
+    if (again->unanswered == 0 || !(refused || rpc::worth_retrying(code))) throw;
+    const std::string_view text = e.rpc().empty() ? std::string_view{e.what()} : e.server_text();
+    throw error(errc::outcome_unknown, rpc::method<Request>::name, e.endpoint(), e.grpc_status(), text);
+  }
+}
+
+}  // namespace impl
+
+/// One call to the store, from any executor. Calls that certainly had no effect are repeated while there is
+/// time, and a read is repeated elsewhere when a server is silent. Throws `error`.
+template <class Request>
+asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Request request) {
+  return impl::send(std::move(on), std::move(request), nullptr);
+}
+
+/// The same for a write that may be sent again: when a server is silent for half of the time that is left, and
+/// when a connection breaks, it goes to another, or to the only one once more. `again` must outlive the call.
+template <class Request>
+asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Request request,
+                                                resends& again) {
+  return impl::send_again(std::move(on), std::move(request), &again);
 }
 
 namespace impl {

@@ -59,11 +59,23 @@ public:
   ///
   /// Cancellation: a write that waits is not sent; one that is on its way may be applied.
   asio::awaitable<txn_response> apply(txn write, write_lane lane = {}) {
-    write_combiner_machine::member what;
-    what.bytes = size_of(write) + 2 * runtime_->keys().prefix().size() * count_keys(write);
-    what.write = std::move(write);
+    auto what = member_of(std::move(write));
     what.lane = std::move(lane.name);
     what.may_share = lane.may_share;
+    return answer_to(shared_from_this(), std::move(what));
+  }
+
+  struct applied {
+    txn_response answer;
+    /// An attempt before the one that was answered may have been applied, or may yet be.
+    bool repeated = false;
+  };
+
+  /// The same for a write that does its work once, however often and however late its copies arrive: it goes
+  /// again when there is no answer, unless it shares its batch with one that must not.
+  asio::awaitable<applied> apply_repeatable(txn write) {
+    auto what = member_of(std::move(write));
+    what.repeatable = true;
     return wait_for(shared_from_this(), std::move(what));
   }
 
@@ -73,7 +85,14 @@ public:
 
 private:
   using handle = write_combiner_machine::handle;
-  using caller = std::shared_ptr<waiter<txn_response>>;
+  using caller = std::shared_ptr<waiter<applied>>;
+
+  [[nodiscard]] write_combiner_machine::member member_of(txn write) const {
+    write_combiner_machine::member what;
+    what.bytes = size_of(write) + 2 * runtime_->keys().prefix().size() * count_keys(write);
+    what.write = std::move(write);
+    return what;
+  }
 
   static std::size_t size_of(const txn& write) {
     wire::size_list sizes;
@@ -92,10 +111,18 @@ private:
     return out;
   }
 
-  static asio::awaitable<txn_response> wait_for(std::shared_ptr<write_combiner> self,
-                                                write_combiner_machine::member what) {
+  static asio::awaitable<applied> wait_for(std::shared_ptr<write_combiner> self,
+                                           write_combiner_machine::member what) {
     auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-    co_return co_await wait<txn_response>(self->runtime_, std::move(start));
+    applied out = co_await wait<applied>(self->runtime_, std::move(start));
+    co_return out;
+  }
+
+  static asio::awaitable<txn_response> answer_to(std::shared_ptr<write_combiner> self,
+                                                 write_combiner_machine::member what) {
+    auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
+    applied out = co_await wait<applied>(self->runtime_, std::move(start));
+    co_return std::move(out.answer);
   }
 
   void add(const caller& who, write_combiner_machine::member what) {
@@ -118,7 +145,7 @@ private:
       if (auto* sends = std::get_if<write_combiner_machine::send>(&each)) {
         runtime_->spawn(carry(shared_from_this(), std::move(*sends)));
       } else if (auto* done = std::get_if<write_combiner_machine::answered>(&each)) {
-        if (const auto who = caller_of(done->who)) who->complete(std::move(done->answer));
+        if (const auto who = caller_of(done->who)) who->complete({std::move(done->answer), done->repeated});
       } else if (const auto* failed = std::get_if<write_combiner_machine::failed>(&each)) {
         if (const auto who = caller_of(failed->who)) who->fail(reason(failed->code, why));
       }
@@ -153,16 +180,21 @@ private:
                                      write_combiner_machine::send what) {
     txn_response answer;
     std::exception_ptr failed;
+    resends again;
     try {
-      answer = co_await call(self->runtime_, std::move(what.request));
+      if (what.repeatable)
+        answer = co_await call(self->runtime_, std::move(what.request), again);
+      else
+        answer = co_await call(self->runtime_, std::move(what.request));
     } catch (...) {
       failed = std::current_exception();
     }
     const auto now = self->runtime_->now();
+    const bool repeated = again.unanswered > 0;
     if (failed)
-      self->act(self->machine_.on_failed(what.batch, code_of(failed), now), failed);
+      self->act(self->machine_.on_failed(what.batch, code_of(failed), now, repeated), failed);
     else
-      self->act(self->machine_.on_answer(what.batch, std::move(answer), now), nullptr);
+      self->act(self->machine_.on_answer(what.batch, std::move(answer), now, repeated), nullptr);
   }
 
   std::shared_ptr<runtime> runtime_;

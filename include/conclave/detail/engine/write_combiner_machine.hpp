@@ -46,6 +46,8 @@ namespace conclave::detail::engine {
 /// What may not share keeps its order of arrival; everything else may overtake. The oldest that may go always
 /// goes, so that a member never starves for being large or often in conflict.
 ///
+/// A batch of members that all may be sent twice may be sent twice; one that has another among them may not.
+///
 /// A batch that is refused for what may be one member's fault was not applied. Its halves are tried, and so
 /// on, until whoever is at fault gets its own error and everybody else an answer.
 ///
@@ -90,19 +92,24 @@ public:
     std::string lane;
     /// It may share a batch with members of its lane that say the same, which keep their order in it.
     bool may_share = false;
+    /// It does its work once, however often and however late its copies arrive.
+    bool repeatable = false;
     /// Its encoded size.
     std::size_t bytes = 0;
   };
 
-  /// Send this; tell `on_answer` or `on_failed`.
+  /// Send this, more than once if need be and `repeatable` says so; tell `on_answer` or `on_failed`.
   struct send {
     batch_id batch = 0;
     txn request;
+    bool repeatable = false;
     friend bool operator==(const send&, const send&) = default;
   };
   struct answered {
     handle who = 0;
     txn_response answer;
+    /// An attempt before the one that was answered may have been applied, or may yet be.
+    bool repeated = false;
     friend bool operator==(const answered&, const answered&) = default;
   };
   struct failed {
@@ -148,9 +155,10 @@ public:
       waiting_.erase(each);
   }
 
-  actions on_answer(batch_id id, txn_response answer, time_point now) {
+  /// `repeated`: attempts before this one had no answer.
+  actions on_answer(batch_id id, txn_response answer, time_point now, bool repeated = false) {
     actions out;
-    auto members = take(id);
+    auto members = take(id, repeated);
     if (members.empty()) return out;
     if (members.size() == 1) {
       finish(members.front(), std::move(answer), out);
@@ -170,10 +178,10 @@ public:
     return out;
   }
 
-  /// The batch failed, by the error of the call.
-  actions on_failed(batch_id id, errc code, time_point now) {
+  /// The batch failed, by the error of the call. `repeated`: attempts before the last one had no answer.
+  actions on_failed(batch_id id, errc code, time_point now, bool repeated = false) {
     actions out;
-    auto members = take(id);
+    auto members = take(id, repeated);
     if (members.empty()) return out;
     if (code == errc::no_space) full_ = true;
     if (members.size() > 1 && may_be_of_one(code)) {
@@ -221,6 +229,7 @@ private:
     std::size_t most = 0;
     bool charged = false;  ///< The server asks for space before it takes it.
     bool sent = false;
+    bool repeated = false;  ///< It may have been applied by an attempt without an answer.
     bool dropped = false;
   };
   using entries = std::list<entry>;
@@ -320,6 +329,8 @@ private:
       send next;
       next.batch = ++last_batch_;
       next.request = batch.size() == 1 ? batch.front().what.write : compose(batch);
+      next.repeatable =
+          std::all_of(batch.begin(), batch.end(), [](const entry& each) { return each.what.repeatable; });
       for (auto& each : batch) each.sent = true;
       under_way_.emplace(next.batch, std::move(batch));
       out.emplace_back(std::move(next));
@@ -373,12 +384,13 @@ private:
     return whole;
   }
 
-  entries take(batch_id id) {
+  entries take(batch_id id, bool repeated) {
     entries out;
     const auto found = under_way_.find(id);
     if (found == under_way_.end()) return out;
     out = std::move(found->second);
     under_way_.erase(found);
+    for (auto& each : out) each.repeated = each.repeated || repeated;
     return out;
   }
 
@@ -395,9 +407,15 @@ private:
     if (each.dropped) return;
     by_handle_.erase(each.id);
     if constexpr (std::is_same_v<Result, errc>)
-      out.emplace_back(failed{each.id, result});
+      out.emplace_back(
+          failed{each.id, each.repeated && says_not_applied(result) ? errc::outcome_unknown : result});
     else
-      out.emplace_back(answered{each.id, std::move(result)});
+      out.emplace_back(answered{each.id, std::move(result), each.repeated});
+  }
+
+  /// It is said of the last attempt, and no comfort if one before it had no answer.
+  static bool says_not_applied(errc code) noexcept {
+    return code == errc::timed_out || code == errc::unavailable || code == errc::too_many_requests;
   }
 
   static bool well_formed(const txn_response& answer, std::size_t members) {

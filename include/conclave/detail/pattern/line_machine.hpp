@@ -112,8 +112,11 @@ public:
     return found != create_revisions_.end() && found->second == create_revision;
   }
 
-  /// Whether the key stands in line, whatever its incarnation.
-  [[nodiscard]] bool stands_at_all(const std::string& key) const { return create_revisions_.contains(key); }
+  /// The create revision of the key that stands in line, or 0.
+  [[nodiscard]] revision since(const std::string& key) const {
+    const auto found = create_revisions_.find(key);
+    return found == create_revisions_.end() ? 0 : found->second;
+  }
 
   /// Whether nobody is ahead of the key, which stands.
   [[nodiscard]] bool is_first(const std::string& key) const {

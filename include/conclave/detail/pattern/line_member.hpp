@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <exception>
@@ -236,8 +237,11 @@ private:
           // Only foreign keys, as far as was looked: stand in line and see who is first.
           ask_only = false;
         }
-        const txn_response answer = co_await self->writes_->apply(self->join_request());
+        const auto applied = co_await self->writes_->apply_repeatable(self->join_request());
+        // A copy that had no answer may put the key when this one's has been deleted.
+        if (applied.repeated) self->may_linger_ = true;
         if (self->phase_ != phase::joining) co_return;
+        const txn_response& answer = applied.answer;
         joined result;
         const auto& first = answer.at(1).range().kvs;
         result.first = !first.empty() && first.front().key == self->key_;
@@ -345,7 +349,6 @@ private:
 
   void admit() {
     phase_ = phase::held;
-    may_linger_ = false;
     hold_ = std::make_shared<hold>(key_, token_);
     auto first = std::move(queue_.front());
     queue_.pop_front();
@@ -393,10 +396,15 @@ private:
         const bool carries = last.has_value();
         last.reset();  // never sent twice
         txn_response answer;
-        if (carries)
+        if (carries) {
           answer = co_await engine::call(self->runtime_, std::move(request));
-        else
+        } else if (token == 0) {  // a copy that arrives late could meet a later place
           answer = co_await self->writes_->apply(std::move(request));
+        } else {
+          auto applied = co_await self->writes_->apply_repeatable(std::move(request));
+          answer = std::move(applied.answer);
+          asked_before = asked_before || applied.repeated;
+        }
         released result;
         // If the guard fails after an answer got lost, it was that attempt which deleted the key.
         result.lost = !answer.succeeded && !asked_before;
@@ -418,7 +426,7 @@ private:
     if (done) done->fail(errc::session_lost);
     if (self->phase_ != phase::leaving) co_return;
     self->phase_ = phase::idle;
-    self->token_ = 0;
+    self->left_ = std::max(self->left_, std::exchange(self->token_, 0));
     if (const auto left = std::exchange(self->hold_, nullptr)) left->end({});
     self->next();
   }
@@ -435,8 +443,9 @@ private:
   }
 
   void clear_leftover() {
-    if (!view_->line().stands_at_all(key_)) return;
-    token_ = 0;
+    const auto since = view_->line().since(key_);
+    if (since <= left_) return;  // nothing, or the view has yet to hear that it is gone
+    token_ = since;
     may_linger_ = false;
     leave(std::nullopt, nullptr);
   }
@@ -463,6 +472,7 @@ private:
   std::deque<local> queue_;
   phase phase_ = phase::idle;
   revision token_ = 0;
+  revision left_ = 0;  ///< The last token that was given up.
   std::shared_ptr<hold> hold_;
   std::exception_ptr view_failed_;
   bool may_linger_ = false;
