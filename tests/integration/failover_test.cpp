@@ -9,6 +9,7 @@
 #include <conclave/testing/etcd_cluster.hpp>
 #include <conclave/testing/faulty_link.hpp>
 
+#include "on_cluster.hpp"
 #include "on_etcd.hpp"
 
 #include <string>
@@ -20,27 +21,12 @@ namespace {
 namespace asio = conclave::asio;
 using namespace conclave::test;
 using conclave::client;
-using conclave::client_options;
 using conclave::condition;
 using conclave::errc;
 using conclave::session;
 using conclave::testing::etcd_cluster;
 using conclave::testing::etcd_server;
 using conclave::testing::faulty_link;
-
-/// A list that begins with one member, so that a client asks it first.
-std::string from(const etcd_cluster& cluster, std::size_t first) {
-  std::string list;
-  for (std::size_t i = 0; i < cluster.size(); ++i)
-    list += (i == 0 ? "" : ",") + cluster.endpoint((first + i) % cluster.size());
-  return list;
-}
-
-client connect_to(asio::io_context& context, std::string endpoints) {
-  client_options options;
-  options.endpoints(std::move(endpoints));
-  return client{context.get_executor(), options};
-}
 
 /// Someone who holds a lock, one who waits for it, a consumer and a watcher, all of one client.
 struct users_of_one_client {
@@ -92,54 +78,37 @@ struct users_of_one_client {
   std::optional<task<std::vector<conclave::event>>> next;
 };
 
-}  // namespace
+using cluster_fault = void (etcd_cluster::*)(std::size_t);
 
-TEST_CASE("a member that dies is left, by calls and by streams") {
+/// The member that a client asks first fails, the leader or another: all of the client goes on.
+void loses_a_member(cluster_fault strike, cluster_fault mend = nullptr, std::chrono::seconds ttl = 20s) {
   etcd_cluster cluster;
   const bool leader = GENERATE(false, true);
   on_context([&](asio::io_context& context) -> asio::awaitable<void> {
     const auto victim = leader ? cluster.wait_for_leader() : (cluster.wait_for_leader() + 1) % cluster.size();
     const auto survivor = (victim + 1) % cluster.size();
     users_of_one_client users{context, connect_to(context, from(cluster, victim))};
-    co_await users.begin();
-    cluster.kill(victim);
-    (void)cluster.wait_for_leader();
-    const auto found = co_await users.mine.get("lock");  // served by another
-    CHECK_FALSE(found);
-    co_await users.go_on(connect_to(context, cluster.endpoint(survivor)));
-  });
-}
-
-TEST_CASE("a member that hangs is not waited for") {
-  etcd_cluster cluster;
-  const bool leader = GENERATE(false, true);
-  on_context([&](asio::io_context& context) -> asio::awaitable<void> {
-    const auto victim = leader ? cluster.wait_for_leader() : (cluster.wait_for_leader() + 1) % cluster.size();
-    const auto survivor = (victim + 1) % cluster.size();
-    users_of_one_client users{context, connect_to(context, from(cluster, victim))};
-    co_await users.begin(6s);  // a keepalive each two seconds finds out
-    cluster.pause(victim);
+    co_await users.begin(ttl);
+    (cluster.*strike)(victim);
     (void)cluster.wait_for_leader();
     const auto found = co_await users.mine.get("lock");  // a read is asked for elsewhere in time
     CHECK_FALSE(found);
     co_await users.go_on(connect_to(context, cluster.endpoint(survivor)));
-    cluster.resume(victim);
+    if (mend != nullptr) (cluster.*mend)(victim);
   });
 }
 
+}  // namespace
+
+TEST_CASE("a member that dies is left, by calls and by streams") { loses_a_member(&etcd_cluster::kill); }
+
+TEST_CASE("a member that hangs is not waited for") {
+  // A keepalive each two seconds finds out.
+  loses_a_member(&etcd_cluster::pause, &etcd_cluster::resume, 6s);
+}
+
 TEST_CASE("a member that is cut off from the others is left") {
-  etcd_cluster cluster;
-  const bool leader = GENERATE(false, true);
-  on_context([&](asio::io_context& context) -> asio::awaitable<void> {
-    const auto victim = leader ? cluster.wait_for_leader() : (cluster.wait_for_leader() + 1) % cluster.size();
-    const auto survivor = (victim + 1) % cluster.size();
-    users_of_one_client users{context, connect_to(context, from(cluster, victim))};
-    co_await users.begin();
-    cluster.isolate(victim);
-    (void)cluster.wait_for_leader();
-    co_await users.go_on(connect_to(context, cluster.endpoint(survivor)));
-    cluster.heal(victim);
-  });
+  loses_a_member(&etcd_cluster::isolate, &etcd_cluster::heal);
 }
 
 TEST_CASE("without a majority calls fail in time, and all goes on when it is back") {
@@ -258,9 +227,8 @@ TEST_CASE(
     co_await keys_below(direct, "lock/", 1);
 
     link.swallow_next_answer();
-    const auto unlocked = co_await error_of(held.unlock());
+    co_await held.unlock();
     CHECK(link.wait_swallowed(5s));
-    CHECK((!unlocked || unlocked == errc::outcome_unknown));
     co_await keys_below(direct, "lock/", 0);
     auto again = co_await m.lock();
     co_await again.unlock();
