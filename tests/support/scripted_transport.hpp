@@ -531,7 +531,7 @@ private:
 };
 
 /// One client's way to the server.
-class scripted_transport final : public detail::rpc::transport {
+class scripted_transport : public detail::rpc::transport {
 public:
   explicit scripted_transport(std::shared_ptr<scripted_server> to) : server_{std::move(to)} {}
 

@@ -28,31 +28,21 @@ using conclave::test::fate;
 using namespace std::chrono_literals;
 
 /// A member of the cluster, and when it was asked.
-class member final : public rpc::transport {
+class member final : public conclave::test::scripted_transport {
 public:
   member(std::shared_ptr<conclave::test::scripted_server> to,
          std::shared_ptr<conclave::test::manual_clock> clock)
-      : inner_{std::move(to)}, clock_{std::move(clock)}, born_{clock_->now()} {}
+      : scripted_transport{std::move(to)}, clock_{std::move(clock)}, born_{clock_->now()} {}
 
   std::vector<std::chrono::milliseconds> asked;
 
-  const std::string& endpoint() const noexcept override { return inner_.endpoint(); }
-  bool ready() const noexcept override { return inner_.ready(); }
-  bool failing() const noexcept override { return inner_.failing(); }
-  void connect(std::chrono::milliseconds limit, std::unique_ptr<rpc::receiver<bool>> done) override {
-    inner_.connect(limit, std::move(done));
-  }
   void unary(const char* path, std::string request, rpc::metadata headers, std::chrono::milliseconds limit,
              std::unique_ptr<rpc::receiver<rpc::unary_result>> done) override {
     asked.push_back(std::chrono::duration_cast<std::chrono::milliseconds>(clock_->now() - born_));
-    inner_.unary(path, std::move(request), std::move(headers), limit, std::move(done));
-  }
-  std::shared_ptr<rpc::stream> open(const char* path, rpc::metadata headers) override {
-    return inner_.open(path, std::move(headers));
+    scripted_transport::unary(path, std::move(request), std::move(headers), limit, std::move(done));
   }
 
 private:
-  conclave::test::scripted_transport inner_;
   std::shared_ptr<conclave::test::manual_clock> clock_;
   rpc::time_point born_;
 };

@@ -37,20 +37,14 @@ using engine::write_lane;
 using namespace std::chrono_literals;
 
 /// Remembers the transactions that were sent.
-class listening_transport final : public rpc::transport {
+class listening_transport final : public conclave::test::scripted_transport {
 public:
-  explicit listening_transport(std::shared_ptr<conclave::test::scripted_server> to) : inner_{std::move(to)} {}
+  using scripted_transport::scripted_transport;
 
   std::vector<txn> heard;
   /// What becomes of the next answer.
   bool next_is_nonsense = false;
 
-  const std::string& endpoint() const noexcept override { return inner_.endpoint(); }
-  bool ready() const noexcept override { return inner_.ready(); }
-  bool failing() const noexcept override { return inner_.failing(); }
-  void connect(std::chrono::milliseconds limit, std::unique_ptr<rpc::receiver<bool>> done) override {
-    inner_.connect(limit, std::move(done));
-  }
   void unary(const char* path, std::string request, rpc::metadata headers, std::chrono::milliseconds limit,
              std::unique_ptr<rpc::receiver<rpc::unary_result>> done) override {
     if (conclave::detail::wire::decode(request, heard.emplace_back()) !=
@@ -62,14 +56,8 @@ public:
       rpc::receiver<rpc::unary_result>::post(std::move(done), {{}, conclave::detail::wire::encode(nonsense)});
       return;
     }
-    inner_.unary(path, std::move(request), std::move(headers), limit, std::move(done));
+    scripted_transport::unary(path, std::move(request), std::move(headers), limit, std::move(done));
   }
-  std::shared_ptr<rpc::stream> open(const char* path, rpc::metadata headers) override {
-    return inner_.open(path, std::move(headers));
-  }
-
-private:
-  conclave::test::scripted_transport inner_;
 };
 
 /// A write that was handed in.
