@@ -10,6 +10,7 @@
 #include <conclave/testing/etcd_cluster.hpp>
 #include <conclave/testing/faulty_link.hpp>
 
+#include "full_store.hpp"
 #include "history.hpp"
 #include "on_cluster.hpp"
 #include "on_lock.hpp"
@@ -851,15 +852,7 @@ TEST_CASE("fault: the store is full", "[fault]") {
           filled = status.header.revision;
           at.record_goes_on = filled + 1;
         },
-        .mend = [&](operation&) -> asio::awaitable<void> {
-          co_await at.other.compact(filled, true);
-          const auto status = co_await at.other.status();
-          using conclave::testing::http_request;
-          REQUIRE(http_request(server.port(), "/v3/maintenance/defragment", "{}").status == 200);
-          const auto disarm = R"({"action":"DEACTIVATE","alarm":"NOSPACE","memberID":")" +
-                              std::to_string(status.header.member_id) + R"("})";
-          REQUIRE(http_request(server.port(), "/v3/maintenance/alarm", disarm).status == 200);
-        },
+        .mend = [&](operation&) -> asio::awaitable<void> { co_await make_room(at.other, server, filled); },
         .others_served = false,
         .stands = true};
     co_await meets_all_at_once(at, what);

@@ -4,6 +4,7 @@
 
 #include <conclave/priority_queue.hpp>
 
+#include "full_store.hpp"
 #include "on_etcd.hpp"
 
 #include <asio/experimental/awaitable_operators.hpp>
@@ -674,12 +675,7 @@ TEST_CASE("a full etcd says so, and no item is lost") {
 
         // An administrator makes room.
         const auto now = co_await c.status();
-        co_await c.compact(now.header.revision, true);
-        using conclave::testing::http_request;
-        REQUIRE(http_request(server.port(), "/v3/maintenance/defragment", "{}").status == 200);
-        const auto disarm = R"({"action":"DEACTIVATE","alarm":"NOSPACE","memberID":")" +
-                            std::to_string(now.header.member_id) + R"("})";
-        REQUIRE(http_request(server.port(), "/v3/maintenance/alarm", disarm).status == 200);
+        co_await make_room(c, server, now.header.revision);
         co_await c.put("room", "");
         while (next < written) {
           const std::string item = co_await q.dequeue();
