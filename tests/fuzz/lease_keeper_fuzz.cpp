@@ -98,7 +98,7 @@ public:
       else if (!confirms_.empty())
         confirm(true);
       else if (!asked_.empty())
-        hear(asked_.front(), 10s);
+        hear(asked_.front(), healthy_ttl(asked_.front()));
       else {
         pass_to_wakeup();
         timer();
@@ -354,6 +354,12 @@ private:
     const auto found = leases_.find(id);
     demand(found != leases_.end(), "nothing is said of a lease that is lost or was removed");
     return found->second;
+  }
+
+  /// Never less than what was granted before: the request may have been under way for longer than that.
+  duration healthy_ttl(lease_id id) const {
+    const auto found = leases_.find(id);
+    return found != leases_.end() ? std::max<duration>(found->second.ttl, 10s) : 10s;
   }
 
   lease_id some_lease() {
