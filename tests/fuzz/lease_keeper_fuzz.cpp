@@ -119,7 +119,6 @@ private:
     std::optional<time_point> sent_at;  // the keepalive that this stream owes an answer to
     bool renewed = false;
     bool confirming = false;
-    bool again = false;  // the stream that owed an answer is gone
   };
 
   // What the documentation promises, said once more.
@@ -154,8 +153,6 @@ private:
     if (link_ != link::opening) return;
     say("the stream is open");
     link_ = link::open;
-    for (auto& [id, each] : leases_)
-      if (std::exchange(each.again, false)) each.due = now_;
     expect_nothing();
     perform(machine_.on_stream_open(now_));
   }
@@ -370,8 +367,7 @@ private:
   void drop_link() {
     link_ = link::none;
     asked_.clear();
-    for (auto& [id, each] : leases_)
-      if (std::exchange(each.sent_at, std::nullopt)) each.again = true;
+    for (auto& [id, each] : leases_) each.sent_at.reset();
   }
 
   void expect_nothing() {

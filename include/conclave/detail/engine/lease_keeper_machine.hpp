@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <optional>
 #include <utility>
@@ -117,11 +116,7 @@ public:
     actions out;
     if (stream_ != stream_state::opening) return out;
     stream_ = stream_state::open;
-    // What was under way on the old stream may be lost: ask again at once.
-    for (auto& [id, each] : leases_) {
-      if (std::exchange(each.resend, false)) each.next_send = now;
-    }
-    run(now, out);
+    run(now, out);  // what was under way on the old stream, and may be lost, is still due
     return out;
   }
 
@@ -140,14 +135,13 @@ public:
   actions on_answer(lease_id id, duration ttl, time_point now) {
     actions out;
     const auto found = leases_.find(id);
-    if (found == leases_.end() || found->second.in_flight.empty()) return out;  // not ours, or not asked for
+    if (found == leases_.end() || !found->second.asked_at) return out;  // not ours, or not asked for
     auto& each = found->second;
     if (now >= each.valid_until) {  // its holder knows by the time that it is lost: for good
       run(now, out);
       return out;
     }
-    const auto sent = each.in_flight.front();
-    each.in_flight.pop_front();
+    const auto sent = *std::exchange(each.asked_at, std::nullopt);
     backoff_.reset();
     if (ttl > duration::zero()) {
       each.ttl = ttl;
@@ -196,10 +190,7 @@ public:
     for (const auto& [id, each] : leases_) {
       at(each.valid_until);
       if (stream_ != stream_state::open || each.confirming) continue;
-      if (each.in_flight.empty())
-        at(each.next_send);
-      else
-        at(each.in_flight.front() + patience(each));
+      at(each.asked_at ? *each.asked_at + patience(each) : each.next_send);
     }
     if (stream_ == stream_state::waiting && !leases_.empty()) at(reopen_at_);
     return out;
@@ -213,9 +204,8 @@ private:
     time_point granted;
     time_point valid_until;
     time_point next_send;
-    std::deque<time_point> in_flight;  ///< Answers of a lease come in the order of its requests.
+    std::optional<time_point> asked_at;  ///< A request is under way on this stream: one at a time.
     bool renewed_once = false;
-    bool resend = false;
     bool confirming = false;  ///< `confirm` is under way: nothing is sent meanwhile.
   };
 
@@ -231,10 +221,7 @@ private:
   }
 
   void forget_in_flight() {
-    for (auto& [id, each] : leases_) {
-      if (!each.in_flight.empty()) each.resend = true;
-      each.in_flight.clear();
-    }
+    for (auto& [id, each] : leases_) each.asked_at.reset();
   }
 
   void run(time_point now, actions& out) {
@@ -253,7 +240,7 @@ private:
     }
     if (stream_ == stream_state::open) {
       const bool silent = std::any_of(leases_.begin(), leases_.end(), [&](const auto& each) {
-        return !each.second.in_flight.empty() && now >= each.second.in_flight.front() + patience(each.second);
+        return each.second.asked_at && now >= *each.second.asked_at + patience(each.second);
       });
       if (silent) {
         forget_in_flight();
@@ -265,8 +252,8 @@ private:
     if (stream_ == stream_state::waiting) open(now, out);
     if (stream_ != stream_state::open) return;
     for (auto& [id, each] : leases_) {
-      if (!each.in_flight.empty() || each.confirming || now < each.next_send) continue;
-      each.in_flight.push_back(now);
+      if (each.asked_at || each.confirming || now < each.next_send) continue;
+      each.asked_at = now;
       out.emplace_back(send_keepalive{id});
     }
   }
