@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <conclave/detail/rpc/clock.hpp>
+#include <conclave/detail/rpc/status.hpp>
 #include <conclave/etcd/kv.hpp>
 #include <conclave/etcd/lease.hpp>
 #include <conclave/etcd/txn.hpp>
@@ -26,7 +26,7 @@ namespace conclave::test {
 /// leases that expire. It knows nothing of bytes and of connections; times are told to it.
 class model_etcd {
 public:
-  using time_point = detail::rpc::time_point;
+  using time_point = std::chrono::steady_clock::time_point;
 
   /// Why a request was refused, as etcd says it: gRPC's status and the text.
   struct refusal {
