@@ -24,6 +24,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -52,7 +53,11 @@ public:
   std::int64_t unix_nanoseconds() const noexcept override {
     return 1'700'000'000'000'000'000 + std::chrono::nanoseconds{now_.time_since_epoch()}.count();
   }
+  /// Whoever asks for the next random number gets std::bad_alloc: stands for any place that allocates.
+  void run_out_of_memory() { out_of_memory_ = true; }
+
   std::uint64_t entropy() override {
+    if (std::exchange(out_of_memory_, false)) throw std::bad_alloc{};
     std::uint64_t z = random_ += 0x9e3779b97f4a7c15ULL;
     z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9ULL;
     z = (z ^ (z >> 27U)) * 0x94d049bb133111ebULL;
@@ -118,6 +123,7 @@ private:
 
   time_point now_{std::chrono::hours{1}};
   std::uint64_t random_;
+  bool out_of_memory_{false};
   std::uint64_t last_{0};
   std::map<std::pair<time_point, event_id>, std::function<void()>> events_;
 };
@@ -496,6 +502,13 @@ private:
       return answer_to<lease_grant_request>(bytes, [&](const auto& r) { return etcd.apply(r, now); });
     if (name == "Lease.LeaseRevoke")
       return answer_to<lease_revoke_request>(bytes, [&](const auto& r) { return etcd.apply(r); });
+    if (name == "Auth.Authenticate")
+      return answer_to<authenticate_request>(bytes, [this](const auto&) {
+        authenticate_response out;
+        out.header = etcd.header();
+        out.token = "token";
+        return model_etcd::answer<authenticate_response>{std::move(out)};
+      });
     if (name == "Lease.LeaseTimeToLive")
       return answer_to<lease_time_to_live_request>(bytes, [&](const auto& r) { return etcd.apply(r, now); });
     return {{status_code::unimplemented, "unknown method " + name}, {}};
@@ -621,6 +634,7 @@ public:
 
   scripted_server& server() { return *server_; }
   model_etcd& etcd() { return server_->etcd; }
+  manual_clock& clock() { return *clock_; }
   manual_clock::time_point now() const { return clock_->now(); }
 
   client connect(const client_options& options = {}) {

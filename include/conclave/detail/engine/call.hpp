@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cctype>
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
@@ -289,6 +290,8 @@ inline asio::awaitable<void> authenticate(std::shared_ptr<runtime> on) {
     const bool unwanted = e.server_text().find("authentication is not enabled") != std::string::npos;
     if (!unwanted) failed = std::current_exception();
     for_good = e.code() == errc::unauthenticated;
+  } catch (...) {  // out of memory
+    failed = std::current_exception();
   }
   if (failed)
     on->user()->failed(failed, for_good, on->now());
