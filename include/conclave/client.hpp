@@ -44,13 +44,17 @@ struct compare_and_put_result {
 /// any coroutine and any thread at a time.
 ///
 /// Every operation is an awaitable that completes on the executor of the coroutine which awaits it, throws
-/// `conclave::error`, and is bounded by `client_options::request_timeout`. Common to all: `unavailable` (no
-/// server within the connect timeout; certainly not applied), `timed_out` (a read without an answer),
-/// `outcome_unknown` (a write whose answer got lost; it may have been applied), `permission_denied`,
-/// `unauthenticated` (the user's name or password is wrong), `certificate_refused`, `malformed_response`,
-/// `cluster_reset` (the store went back in time or is another one: data wiped, or restored from a backup; every
-/// session, wait, hold and watch of the client ends with it, and the client may then be used on). Cancelling an operation cancels its call and throws `cancelled` promptly; a write
-/// may have been applied then. Each operation is one round trip; each write is one raft proposal.
+/// `conclave::error`, and is bounded by `client_options::request_timeout`, the waits for a connection and for a
+/// user's token included. Common to all: `unavailable` (no server within the connect timeout; certainly not
+/// applied), `timed_out` (a read without an answer, or a call that had to wait for too long to be sent; nothing
+/// was written), `outcome_unknown` (a write whose answer got lost; it may have been applied),
+/// `permission_denied`, `unauthenticated` (the user's name or password is wrong), `certificate_refused`,
+/// `malformed_response`, `cluster_reset` (the store went back in time or is another one: data wiped, or restored
+/// from a backup; every session, wait, hold and watch of the client ends with it, and the client may then be
+/// used on). Cancelling an operation cancels its call and throws `cancelled` promptly; a write may have been
+/// applied then. Each operation is one round trip; each write is one raft proposal.
+///
+/// A process that forks, and does not exec, makes its clients afterwards: gRPC does not survive a fork.
 ///
 /// The client runs on the executor given, on a strand of its own, and must be destroyed before, or together
 /// with, the executor's context; its destructor does not block. A context has work as long as a client lives

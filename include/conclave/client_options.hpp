@@ -69,10 +69,12 @@ public:
   }
   [[nodiscard]] std::chrono::milliseconds connect_timeout() const noexcept { return connect_timeout_; }
 
-  /// How long one call may take in all, its connection included. Default: 5 s, as long as a server itself
-  /// works on a request. What may be sent twice (a read if there are several servers, and of the recipes what
-  /// opens and ends a session, joins a line and releases a lock) is sent again after half of that time without
-  /// an answer, elsewhere if there is an elsewhere; any other write is sent once.
+  /// How long one call may take in all, its connection and a user's token included. Default: 5 s, as long as a
+  /// server itself works on a request. What may be sent twice (a read if there are several servers, and of the
+  /// recipes what opens and ends a session, joins a line and releases a lock) is sent again after half of that time
+  /// without an answer, elsewhere if there is an elsewhere; any other write is sent once. A write of a recipe's own,
+  /// which may be sent together with others, has this time from when it is sent, and waits as long at most for those
+  /// before it: twice as long in all.
   client_options& request_timeout(std::chrono::milliseconds limit) {
     request_timeout_ = positive("request_timeout", limit);
     return *this;

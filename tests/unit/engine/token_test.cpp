@@ -67,3 +67,24 @@ TEST_CASE("a stream that cannot be opened for want of memory is opened anew") {
   (void)w.get(c.put("k", "v"));
   CHECK(seen.value().front().kv->value == "v");
 }
+
+TEST_CASE("a call that waits for a token ends at its own deadline, without having been sent") {
+  world w;
+  const client c = w.connect(alice());
+  w.server().stop();
+  w.server().next("Auth.Authenticate", fate::never_arrives);
+  auto writing = w.start(c.put("k", "v"));
+  w.advance(2500ms);
+  w.server().start();  // half of the time is gone when the token is asked for, with a time of its own
+  w.advance(2400ms);
+  CHECK(w.server().count("Auth.Authenticate") == 1);
+  CHECK_FALSE(writing.done());
+  w.advance(100ms);
+  CHECK(writing.error() == errc::timed_out);
+  // Who comes later waits for the same answer.
+  auto later = w.start(c.put("k", "w"));
+  w.advance(3s);
+  CHECK(later.error() == errc::timed_out);
+  CHECK(w.server().count("KV.Put") == 0);
+  (void)w.get(c.put("k", "x"));
+}

@@ -121,7 +121,7 @@ bool is_up_to_date(const Request& request) {
     return std::is_same_v<Request, put_request> || std::is_same_v<Request, delete_range_request>;
 }
 
-inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on);
+inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline);
 
 }  // namespace impl
 
@@ -166,7 +166,7 @@ asio::awaitable<rpc::response_of<Request>> send(std::shared_ptr<runtime> on, Req
     token by;
     if constexpr (!impl::goes_unsigned<Request>) {
       if (on->user() != nullptr) {
-        by = co_await impl::current_token(on);
+        by = co_await impl::current_token(on, deadline);
         if (!by.text.empty()) headers.emplace_back("token", by.text.reveal());
       }
     }
@@ -299,10 +299,16 @@ inline asio::awaitable<void> authenticate(std::shared_ptr<runtime> on) {
     on->user()->got(std::move(text), on->now());
 }
 
-inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on) {
+/// The token to make a call with that has time until `deadline`; throws `timed_out` then: the servers' answer may
+/// take longer, and nothing has been sent.
+inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline) {
   if (auto have = on->user()->current()) co_return *std::move(have);
   runtime* const where = on.get();
-  auto start = [where](std::shared_ptr<waiter<token>> waiting) {
+  auto start = [where, deadline](std::shared_ptr<waiter<token>> waiting) {
+    const auto id = where->at(deadline, [waiting] {
+      waiting->fail(std::make_exception_ptr(error(errc::timed_out, rpc::method<authenticate_request>::name)));
+    });
+    waiting->on_end([where, id] { where->cancel(id); });
     if (where->user()->wait(std::move(waiting), where->now()))
       where->spawn(authenticate(where->shared_from_this()));
   };

@@ -75,7 +75,8 @@ private:
   static asio::awaitable<rpc::status> live(std::shared_ptr<stream_link> self, const char* path) {
     auto& on = self->runtime_;
     auto server = co_await impl::connected_server(on, on->options().connect_timeout);
-    if (on->user() != nullptr) self->token_ = co_await impl::current_token(on);
+    if (on->user() != nullptr)
+      self->token_ = co_await impl::current_token(on, on->now() + on->options().request_timeout);
     rpc::status ended;
     if (self->closed_) co_return ended;
     self->server_ = std::move(server);
