@@ -439,7 +439,8 @@ private:
       demand(++each.times <= 9, "a batch is halved until its members go alone");
       demand(next.who.size() <= each.most, "a batch that was refused is halved");
       for (const auto& [other_id, other] : members_) {
-        if (other_id == next.who[i] || !in_conflict(each, other)) continue;
+        const bool matters = other.at == place::waiting || under_way(other_id);
+        if (!matters || other_id == next.who[i] || !in_conflict(each, other)) continue;
         const auto with = std::find(next.who.begin(), next.who.end(), other_id);
         if (with != next.who.end()) {
           demand(shares_lane(each, other) && !touch_same(each, other), "members in conflict share no batch");
@@ -534,8 +535,8 @@ private:
     for (const auto& [id, each] : members_) {
       if (each.at != place::waiting) continue;
       const auto in_its_way = [&, me = id, &mine = each](const auto& other) {
-        return in_conflict(mine, other.second) &&
-               (under_way(other.first) || (other.second.at == place::waiting && other.first < me));
+        const bool before = other.second.at == place::waiting && other.first < me;
+        return (before || under_way(other.first)) && in_conflict(mine, other.second);
       };
       demand(std::any_of(members_.begin(), members_.end(), in_its_way), "what may go goes");
     }
