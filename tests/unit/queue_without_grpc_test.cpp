@@ -433,7 +433,7 @@ TEST_CASE(
     }
   }
   CHECK(late_ones > 0);
-  CHECK(untold < runs / 10);
+  CHECK(untold < runs / 4);  // a read before the write, on a silent server
 }
 
 TEST_CASE("a priority queue's item whose answer is lost is found though others have written since") {

@@ -83,17 +83,20 @@ private:
     bool granted = false;
     bool may_exist = false;
     engine::duration time{};
+    engine::resends again;
     try {
       lease_grant_request request;
       request.id = id;
       request.ttl = ttl.count();
-      const lease_grant_response answer = co_await engine::call(on, std::move(request));
+      const lease_grant_response answer = co_await engine::call(on, std::move(request), again);
       granted = answer.id == id && answer.ttl > 0;
       may_exist = !granted;
       time = engine::lease_keeper::lease_time(answer.ttl);
     } catch (const error& e) {
       const auto code = static_cast<errc>(e.code().value());
-      may_exist = !client::certainly_not_granted(code);
+      granted = code == errc::lease_exists && again.unanswered > 0;
+      time = ttl;
+      may_exist = !granted && (again.unanswered > 0 || !client::certainly_not_granted(code));
       if (rpc::worth_retrying(code)) failed = std::current_exception();
     } catch (...) {
       may_exist = true;
