@@ -189,3 +189,26 @@ TEST_CASE("waiting costs a request each ten to thirty seconds, and holding a loc
   waiting.cancel();
   w.settle();
 }
+
+TEST_CASE("thousands that wait read fifty times a second together, and each in its turn") {
+  world w;
+  const client c = w.connect();
+  constexpr int count = 1500;
+  (void)w.get(c.put("k", ""));
+  std::vector<conclave::test::task<conclave::revision>> waiting;
+  for (int i = 0; i < count; ++i) waiting.push_back(w.start(c.wait_deleted("k")));
+  w.settle();
+  w.server().tells_events = false;
+  const client elsewhere = w.connect();
+  (void)w.get(elsewhere.delete_range(conclave::delete_key("k")));
+  int before = w.server().count("KV.Range");
+  const int all = before + count;
+  for (int second = 0; second < 60; ++second) {
+    w.advance(1s);
+    const int now = w.server().count("KV.Range");
+    CHECK(now - before <= 50);
+    before = now;
+  }
+  CHECK(before == all);
+  for (const auto& each : waiting) CHECK(each.done());
+}

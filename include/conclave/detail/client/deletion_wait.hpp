@@ -48,13 +48,14 @@ public:
   }
 
 private:
-  /// See `runtime::next_look`.
+  /// See `runtime::look_later`.
   void plan_look() {
-    look_timer_ = client_->runtime()->at(client_->runtime()->next_look(), [weak = weak_from_this()] {
+    look_timer_ = client_->runtime()->look_later([weak = weak_from_this()] {
       const auto self = weak.lock();
-      if (!self) return;
+      if (!self || !self->done_->waiting()) return false;
       self->plan_look();
       self->client_->runtime()->spawn(read(self));
+      return true;
     });
   }
 

@@ -19,6 +19,7 @@
 #include <conclave/asio.hpp>
 #include <conclave/detail/engine/authenticator.hpp>
 #include <conclave/detail/engine/key_space.hpp>
+#include <conclave/detail/engine/paced_queue.hpp>
 #include <conclave/detail/engine/revision_floor.hpp>
 #include <conclave/detail/engine/server_list.hpp>
 #include <conclave/detail/engine/waiter.hpp>
@@ -167,11 +168,16 @@ public:
     observers_.push_back(std::move(each));
   }
 
-  /// When whoever waits for an event looks for itself again: one that a server has lost must not be waited for
-  /// without end. Spread, so that those who began together do not come together.
-  [[nodiscard]] time_point next_look() {
-    using std::chrono::milliseconds;
-    return now() + milliseconds{10'000 + static_cast<std::int64_t>(clock_->entropy() % 20'000)};
+  /// Calls `look` when it is time for whoever waits for an event to look for itself again: one that a server has
+  /// lost must not be waited for without end. It says whether it reads. In 10 to 30 s, spread, so that those who
+  /// began together do not come together; later when more than a thousand wait, since all of a client read 50
+  /// times a second at most. On the strand.
+  timer_id look_later(std::function<bool()> look) {
+    const std::chrono::milliseconds spread{clock_->entropy() % 20'000};
+    return at(now() + std::chrono::seconds{10} + spread, [this, look = std::move(look)]() mutable {
+      looks_.push(std::move(look));
+      if (!look_timer_) run_looks();
+    });
   }
 
   [[nodiscard]] std::uint64_t seed() { return clock_->entropy(); }
@@ -181,6 +187,11 @@ private:
   void tell(What what) {
     for (const auto& each : std::vector(observers_))
       if (const auto strong = each.lock()) what(*strong);
+  }
+
+  void run_looks() {
+    look_timer_.reset();
+    if (const auto next = looks_.run(now())) look_timer_ = at(*next, [this] { run_looks(); });
   }
 
   void arm() {
@@ -233,6 +244,8 @@ private:
   std::unordered_map<timer_id, timer_queue::iterator> timer_order_;
   timer_id last_timer_ = 0;
   std::optional<time_point> armed_;
+  paced_queue looks_{std::chrono::milliseconds{20}};
+  std::optional<timer_id> look_timer_;
 };
 
 /// Suspends the calling coroutine, on whatever executor it runs, until what `start` set in motion completes

@@ -137,18 +137,22 @@ private:
     pump();
   }
 
-  /// See `runtime::next_look`.
+  /// See `runtime::look_later`.
   void plan_look() {
-    look_timer_ = runtime_->at(runtime_->next_look(), [weak = weak_from_this()] {
+    look_timer_ = runtime_->look_later([weak = weak_from_this()] {
       const auto self = weak.lock();
-      if (!self) return;
-      self->look_timer_.reset();
-      if (self->consumers_.empty()) return;
-      self->plan_look();
-      if (self->pumping_ || !self->must_wait()) return;
-      self->machine_.forget();
-      self->pump();
+      return self && self->look_again();
     });
+  }
+
+  bool look_again() {
+    look_timer_.reset();
+    if (consumers_.empty()) return false;
+    plan_look();
+    if (pumping_ || !must_wait()) return false;
+    machine_.forget();
+    pump();
+    return true;
   }
 
   void remove(const void* who) {

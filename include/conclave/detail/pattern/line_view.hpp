@@ -129,19 +129,23 @@ private:
   }
 
   void plan_look() {
-    look_timer_ = runtime_->at(runtime_->next_look(), [weak = weak_from_this()] {
+    look_timer_ = runtime_->look_later([weak = weak_from_this()] {
       const auto self = weak.lock();
-      if (!self) return;
-      self->look_timer_.reset();
-      if (self->members_.empty()) return;
-      const bool waiting = std::any_of(self->members_.begin(), self->members_.end(),
-                                       [](const auto& each) { return each.second->waits_for_change(); });
-      if (waiting) self->runtime_->spawn(look(self, self->round_));
-      self->plan_look();
+      return self && self->look_again();
     });
   }
 
-  /// See `runtime::next_look`.
+  bool look_again() {
+    look_timer_.reset();
+    if (members_.empty()) return false;
+    plan_look();
+    const bool waiting = std::any_of(members_.begin(), members_.end(),
+                                     [](const auto& each) { return each.second->waits_for_change(); });
+    if (waiting) runtime_->spawn(look(shared_from_this(), round_));
+    return waiting;
+  }
+
+  /// See `runtime::look_later`.
   static asio::awaitable<void> look(std::shared_ptr<line_view> self, std::uint64_t round) {
     try {
       const range_response found = co_await read_keys(self->runtime_, self->machine_.grammar().prefix());
