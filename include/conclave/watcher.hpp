@@ -28,9 +28,11 @@ struct watch_options {
   /// Leave out puts, or deletions.
   bool no_put = false;
   bool no_delete = false;
-  /// Events kept for a slow consumer. Beyond that the watch stops and later continues where it stopped:
-  /// nothing is lost unless the server compacts it meanwhile, which is then reported.
+  /// Events kept for a slow consumer, and bytes of memory that they take. Beyond either the watch stops, and later
+  /// continues where it stopped: nothing is lost unless the server compacts it meanwhile, which is then
+  /// reported. What comes together (up to a thousand revisions, when a watch has to catch up) is taken whole.
   std::size_t max_buffered_events = 4096;
+  std::size_t max_buffered_bytes = std::size_t{16} * 1024 * 1024;
 };
 static_assert(std::is_trivially_destructible_v<watch_options>);
 
@@ -70,9 +72,11 @@ public:
       return;
     }
     if (!buffer_.empty()) {
-      buffered_ -= buffer_.front().size();
-      each->complete(std::move(buffer_.front()));
+      auto batch = std::move(buffer_.front());
       buffer_.pop_front();
+      buffered_ -= batch.size();
+      buffered_bytes_ -= bytes_of(batch);
+      each->complete(std::move(batch));
       if (buffer_.empty() && resume_at_ != 0) start(std::exchange(resume_at_, 0));
       return;
     }
@@ -86,7 +90,7 @@ public:
 
   /// Nobody has seen it yet.
   void give_back(std::vector<event> batch) {
-    buffered_ += batch.size();
+    count(batch);
     buffer_.push_front(std::move(batch));
   }
 
@@ -97,12 +101,14 @@ public:
       to->complete(std::move(batch));
       return;
     }
-    if (!buffer_.empty() && buffered_ + batch.size() > options_.max_buffered_events) {
+    const bool fits = buffered_ + batch.size() <= options_.max_buffered_events &&
+                      buffered_bytes_ + bytes_of(batch) <= options_.max_buffered_bytes;
+    if (!buffer_.empty() && !fits) {
       resume_at_ = batch.front().kv->mod_revision;
       stop();
       return;
     }
-    buffered_ += batch.size();
+    count(batch);
     buffer_.push_back(std::move(batch));
   }
 
@@ -116,6 +122,21 @@ public:
   }
 
 private:
+  static std::size_t bytes_of(const std::vector<event>& batch) {
+    std::size_t sum = 0;
+    for (const auto& each : batch) {
+      sum += sizeof(event);
+      for (const auto* kv : {&each.kv, &each.prev_kv})
+        if (*kv) sum += (*kv)->key.size() + (*kv)->value.size();
+    }
+    return sum;
+  }
+
+  void count(const std::vector<event>& batch) {
+    buffered_ += batch.size();
+    buffered_bytes_ += bytes_of(batch);
+  }
+
   void end(std::exception_ptr why) {
     watch_ = 0;
     ended_ = std::move(why);
@@ -129,6 +150,7 @@ private:
   engine::watch_hub::handle watch_ = 0;
   std::deque<std::vector<event>> buffer_;
   std::size_t buffered_ = 0;
+  std::size_t buffered_bytes_ = 0;
   revision resume_at_ = 0;
   batch_waiter waiting_;
   std::exception_ptr ended_;
