@@ -92,10 +92,8 @@ public:
         w->complete(hold->ended);
         return;
       }
-      hold->waiting.push_back(w);
-      w->on_cancel([hold, raw = w.get()] {
-        std::erase_if(hold->waiting, [raw](const auto& each) { return each.get() == raw; });
-      });
+      const auto place = hold->waiting.push_back(w);
+      w->on_cancel([hold, place] { hold->waiting.remove(place); });
     };
     return detail::engine::wait<std::error_code>(owner_->state()->runtime(), std::move(start));
   }

@@ -10,11 +10,11 @@
 #include <system_error>
 #include <unordered_map>
 #include <utility>
-#include <vector>
 
 #include <conclave/detail/client/client_state.hpp>
 #include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/engine/waiting_list.hpp>
 #include <conclave/error.hpp>
 
 namespace conclave::detail::client {
@@ -127,10 +127,8 @@ public:
       each->complete(make_error_code(why_ended()));
       return;
     }
-    waiting_.push_back(each);
-    each->on_cancel([self = shared_from_this(), raw = each.get()] {
-      std::erase_if(self->waiting_, [raw](const end_waiter& other) { return other.get() == raw; });
-    });
+    const auto place = waiting_.push_back(each);
+    each->on_cancel([self = shared_from_this(), place] { self->waiting_.remove(place); });
   }
 
   /// What recipes keep beside the lease, found by name, or made by `make`.
@@ -156,7 +154,7 @@ private:
     client_->keeper()->remove(id_);
     const auto why = why_ended();
     for (const auto& [name, part] : std::exchange(parts_, {})) part->on_lease_end(why);
-    for (const auto& each : std::exchange(waiting_, {})) each->complete(make_error_code(why));
+    for (const auto& each : waiting_.take_all()) each->complete(make_error_code(why));
   }
 
   std::shared_ptr<client_state> client_;
@@ -165,7 +163,7 @@ private:
   engine::time_point granted_;
   std::atomic<engine::duration::rep> valid_until_;
   std::atomic<phase> phase_{phase::alive};
-  std::vector<end_waiter> waiting_;
+  engine::waiting_list<end_waiter> waiting_;
   std::unordered_map<std::string, std::shared_ptr<lease_part>> parts_;
 };
 

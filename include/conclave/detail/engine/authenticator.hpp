@@ -9,9 +9,9 @@
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include <conclave/detail/engine/waiter.hpp>
+#include <conclave/detail/engine/waiting_list.hpp>
 #include <conclave/detail/rpc/clock.hpp>
 #include <conclave/detail/rpc/secret.hpp>
 
@@ -73,7 +73,7 @@ public:
   using token_waiter = std::shared_ptr<waiter<token>>;
 
   /// True when the caller has to ask the servers, and then to call `got` or `failed`.
-  bool wait(token_waiter each, rpc::time_point now) {
+  bool wait(const token_waiter& each, rpc::time_point now) {
     if (auto have = current()) {
       each->complete(*std::move(have));
       return false;
@@ -82,10 +82,8 @@ public:
       each->fail(refused_);
       return false;
     }
-    each->on_cancel([this, raw = each.get()] {
-      std::erase_if(waiting_, [raw](const token_waiter& other) { return other.get() == raw; });
-    });
-    waiting_.push_back(std::move(each));
+    const auto place = waiting_.push_back(each);
+    each->on_cancel([this, place] { waiting_.remove(place); });
     return !std::exchange(asking_, true);
   }
 
@@ -98,7 +96,7 @@ public:
       silent_ = 0;
     }
     asking_ = false;
-    for (const auto& each : std::exchange(waiting_, {})) each->complete(fresh);
+    for (const auto& each : waiting_.take_all()) each->complete(fresh);
   }
 
   /// `for_good`: it is the name or the password, and no server's trouble.
@@ -108,7 +106,7 @@ public:
       refused_until_ = now + refusal_time;
     }
     asking_ = false;
-    for (const auto& each : std::exchange(waiting_, {})) each->fail(why);
+    for (const auto& each : waiting_.take_all()) each->fail(why);
   }
 
 private:
@@ -119,7 +117,7 @@ private:
   std::optional<token> token_;
   unsigned silent_ = 0;
 
-  std::vector<token_waiter> waiting_;
+  waiting_list<token_waiter> waiting_;
   std::exception_ptr refused_;
   rpc::time_point refused_until_{};
   std::uint64_t generations_ = 0;

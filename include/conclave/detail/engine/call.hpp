@@ -304,13 +304,12 @@ inline asio::awaitable<void> authenticate(std::shared_ptr<runtime> on) {
 inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline) {
   if (auto have = on->user()->current()) co_return *std::move(have);
   runtime* const where = on.get();
-  auto start = [where, deadline](std::shared_ptr<waiter<token>> waiting) {
+  auto start = [where, deadline](const std::shared_ptr<waiter<token>>& waiting) {
     const auto id = where->at(deadline, [waiting] {
       waiting->fail(std::make_exception_ptr(error(errc::timed_out, rpc::method<authenticate_request>::name)));
     });
     waiting->on_end([where, id] { where->cancel(id); });
-    if (where->user()->wait(std::move(waiting), where->now()))
-      where->spawn(authenticate(where->shared_from_this()));
+    if (where->user()->wait(waiting, where->now())) where->spawn(authenticate(where->shared_from_this()));
   };
   co_return co_await wait<token>(std::move(on), std::move(start));
 }

@@ -17,6 +17,7 @@
 #include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/linger.hpp>
 #include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/engine/waiting_list.hpp>
 #include <conclave/detail/engine/watch_hub.hpp>
 #include <conclave/detail/pattern/backlog_machine.hpp>
 #include <conclave/detail/pattern/claim_receipt.hpp>
@@ -56,11 +57,11 @@ public:
 
   /// The same until `deadline`; then completes with nothing.
   void take_until(const waiter& who, std::size_t most, engine::time_point deadline) {
-    take(who, most);
+    const auto place = add({who, most, std::nullopt});
     if (!who->waiting()) return;
-    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who] {
+    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who, place] {
       if (!who->waiting()) return;
-      self->remove(who.get());
+      self->remove(place);
       who->complete({});
     });
     who->on_end([on = runtime_, timer] { on->cancel(timer); });
@@ -117,16 +118,64 @@ private:
     [[nodiscard]] bool waits() const noexcept { return !listings_before.has_value(); }
   };
 
+  /// Those that do not wait are counted: with each event it is asked whether there are any.
+  class consumer_line {
+  public:
+    using handle = engine::waiting_list<consumer>::handle;
+
+    handle push_back(consumer each) {
+      if (!each.waits()) ++not_waiting_;
+      return all_.push_back(std::move(each));
+    }
+    consumer pop_front() { return uncounted(all_.pop_front()); }
+    void remove(handle place) {
+      if (auto each = all_.remove(place)) uncounted(*std::move(each));
+    }
+    template <class Condition>
+    std::vector<consumer> take_if(Condition condition) {
+      auto out = all_.take_if(condition);
+      not_waiting_ -= static_cast<std::size_t>(
+          std::count_if(out.begin(), out.end(), [](const consumer& each) { return !each.waits(); }));
+      return out;
+    }
+    std::vector<consumer> take_all() {
+      not_waiting_ = 0;
+      return all_.take_all();
+    }
+
+    [[nodiscard]] bool empty() const noexcept { return all_.empty(); }
+    [[nodiscard]] bool any_that_does_not_wait() const noexcept { return not_waiting_ != 0; }
+
+    /// How many items they want together, as far as `limit`.
+    [[nodiscard]] std::size_t wanted(std::size_t limit) const {
+      std::size_t sum = 0;
+      (void)all_.any_of([&](const consumer& each) {
+        sum += std::min(each.most, limit - sum);
+        return sum == limit;
+      });
+      return sum;
+    }
+
+  private:
+    consumer uncounted(consumer each) {
+      if (!each.waits()) --not_waiting_;
+      return each;
+    }
+
+    engine::waiting_list<consumer> all_;
+    std::size_t not_waiting_ = 0;
+  };
+
   /// Claims in one transaction. etcd takes 128 operations a level, and a nested one has what is left of them.
   static constexpr std::size_t most_claims = 64;
   /// The largest value that a server takes unless configured otherwise, and some.
   static constexpr std::size_t largest_value = std::size_t{1600} * 1024;
 
-  void add(consumer each) {
-    auto* const raw = each.who.get();
-    each.who->on_cancel([self = shared_from_this(), raw] { self->remove(raw); });
+  consumer_line::handle add(consumer each) {
+    const auto who = each.who;
     if (each.waits() && !receipts_refused_) receipts_->prepare();
-    consumers_.push_back(std::move(each));
+    const auto place = consumers_.push_back(std::move(each));
+    who->on_cancel([self = shared_from_this(), place] { self->remove(place); });
     if (watch_ == 0) {
       engine::watch_hub::spec what;
       what.key = machine_.grammar().prefix();
@@ -135,6 +184,7 @@ private:
     }
     if (!look_timer_) plan_look();
     pump();
+    return place;
   }
 
   /// See `runtime::look_later`.
@@ -155,8 +205,8 @@ private:
     return true;
   }
 
-  void remove(const void* who) {
-    std::erase_if(consumers_, [who](const consumer& each) { return each.who.get() == who; });
+  void remove(consumer_line::handle place) {
+    consumers_.remove(place);
     rest();
   }
 
@@ -221,15 +271,12 @@ private:
     if (served() && (must_list() || !must_wait())) pump();
   }
 
-  [[nodiscard]] bool any_that_does_not_wait() const {
-    return std::any_of(consumers_.begin(), consumers_.end(),
-                       [](const consumer& each) { return !each.waits(); });
-  }
-
   /// Those that wait need the watch. The others must not: there may be no server to be watched for a long
   /// time. A listing serves them as well; what it says may be old when they claim, and the claims are
   /// guarded.
-  [[nodiscard]] bool served() const { return !consumers_.empty() && (watching_ || any_that_does_not_wait()); }
+  [[nodiscard]] bool served() const {
+    return !consumers_.empty() && (watching_ || consumers_.any_that_does_not_wait());
+  }
 
   /// An event of our own is under way that may go before all the others.
   [[nodiscard]] bool behind() const {
@@ -238,8 +285,8 @@ private:
 
   [[nodiscard]] bool must_list() const {
     if (!machine_.live()) return true;
-    if (machine_.empty()) return !machine_.complete() || any_that_does_not_wait();
-    return behind() && any_that_does_not_wait();
+    if (machine_.empty()) return !machine_.complete() || consumers_.any_that_does_not_wait();
+    return behind() && consumers_.any_that_does_not_wait();
   }
 
   /// Given that there is no reason to list.
@@ -299,15 +346,9 @@ private:
   /// Those that do not wait, and came before listing `number` was begun, which found nothing.
   void tell_empty(std::uint64_t number) {
     if (!machine_.empty() || !machine_.complete() || !spare_.empty()) return;
-    for (auto each = consumers_.begin(); each != consumers_.end();) {
-      if (!each->waits() && *each->listings_before < number) {
-        const auto who = each->who;
-        each = consumers_.erase(each);
-        who->complete({});
-      } else {
-        ++each;
-      }
-    }
+    const auto told = consumers_.take_if(
+        [number](const consumer& each) { return !each.waits() && *each.listings_before < number; });
+    for (const auto& each : told) each.who->complete({});
   }
 
   using item_list = std::vector<backlog_machine::item>;
@@ -315,11 +356,9 @@ private:
   static asio::awaitable<void> claim(std::shared_ptr<backlog> self) {
     const bool with_receipt = co_await receipt_is_ready(self);
     if (!self->served() || self->must_list() || self->must_wait()) co_return;  // by now
-    std::size_t wanted = 0;
-    for (const auto& each : self->consumers_) wanted += std::min(each.most, most_claims);
     const auto limit = self->runtime_->options().receive_limit;
     const auto unknown = std::max<std::size_t>(1, limit / largest_value);
-    const item_list asked_for = self->machine_.first(std::min(wanted, most_claims), unknown);
+    const item_list asked_for = self->machine_.first(self->consumers_.wanted(most_claims), unknown);
     errc code{};
     std::exception_ptr failed;
     try {
@@ -433,8 +472,7 @@ private:
   /// As many items may be gone: whoever would have got them has to know.
   void tell_unknown(std::size_t count, const std::exception_ptr& why) {
     while (count > 0 && !consumers_.empty()) {
-      const auto first = std::move(consumers_.front());
-      consumers_.pop_front();
+      const auto first = consumers_.pop_front();
       count -= std::min(count, first.most);
       first.who->fail(why);
     }
@@ -496,8 +534,7 @@ private:
   /// Gives what has been claimed to who waits longest.
   void hand_out() {
     while (!spare_.empty() && !consumers_.empty()) {
-      const auto first = std::move(consumers_.front());
-      consumers_.pop_front();
+      const auto first = consumers_.pop_front();
       const auto end = spare_.begin() + static_cast<std::ptrdiff_t>(std::min(first.most, spare_.size()));
       if (first.who->complete({spare_.begin(), end})) spare_.erase(spare_.begin(), end);
     }
@@ -511,19 +548,13 @@ private:
       fail_all(std::make_exception_ptr(e));
       return;
     }
-    for (auto each = consumers_.begin(); each != consumers_.end();) {
-      if (!each->waits() && code != errc::compacted) {
-        const auto who = each->who;
-        each = consumers_.erase(each);
-        who->fail(std::make_exception_ptr(e));
-      } else {
-        ++each;
-      }
-    }
+    if (code == errc::compacted) return;
+    for (const auto& each : consumers_.take_if([](const consumer& which) { return !which.waits(); }))
+      each.who->fail(std::make_exception_ptr(e));
   }
 
   void fail_all(const std::exception_ptr& why) {
-    for (auto& each : std::exchange(consumers_, {})) each.who->fail(why);
+    for (const auto& each : consumers_.take_all()) each.who->fail(why);
   }
 
   void watch_failed(const std::exception_ptr& why) {
@@ -585,7 +616,7 @@ private:
   std::shared_ptr<receipt_lease> receipts_;
   claim_receipt receipt_;
   backlog_machine machine_;
-  std::deque<consumer> consumers_;
+  consumer_line consumers_;
   std::deque<claimed> spare_;  ///< Claimed, and not handed out yet.
   std::optional<engine::runtime::timer_id> put_back_timer_;
   std::optional<engine::runtime::timer_id> look_timer_;

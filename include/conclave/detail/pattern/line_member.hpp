@@ -3,18 +3,17 @@
 
 #include <algorithm>
 #include <atomic>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
-#include <vector>
 
 #include <conclave/detail/client/lease_state.hpp>
 #include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/engine/waiting_list.hpp>
 #include <conclave/detail/pattern/line_view.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
@@ -33,12 +32,12 @@ struct hold {
   // On the strand.
   std::error_code ended;  ///< Why it was lost; empty while held and after a release.
   bool releasing = false;
-  std::vector<std::shared_ptr<engine::waiter<std::error_code>>> waiting;
+  engine::waiting_list<std::shared_ptr<engine::waiter<std::error_code>>> waiting;
 
   void end(std::error_code why) {
     if (!held.exchange(false)) return;
     ended = why;
-    for (const auto& each : std::exchange(waiting, {})) each->complete(why);
+    for (const auto& each : waiting.take_all()) each->complete(why);
   }
 };
 
@@ -81,19 +80,16 @@ public:
 
   /// Stands in line until admitted.
   void enter(const waiter& who) {
-    if (refuse_ended(who)) return;
-    queue_.push_back({who, false});
-    who->on_cancel([self = shared_from_this(), raw = who.get()] { self->give_up(raw); });
-    if (phase_ == phase::idle) join();
+    if (!refuse_ended(who)) line_up(who, false);
   }
 
   /// The same until `deadline`; then completes with nothing.
   void enter_until(const waiter& who, engine::time_point deadline) {
-    enter(who);
-    if (!who->waiting()) return;
-    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who] {
+    if (refuse_ended(who)) return;
+    const auto where = line_up(who, false);
+    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who, where] {
       if (!who->waiting()) return;
-      self->give_up(who.get());
+      self->give_up(where);
       who->complete(nullptr);
     });
     who->on_end([on = runtime_, timer] { on->cancel(timer); });
@@ -106,9 +102,7 @@ public:
       who->complete(nullptr);
       return;
     }
-    queue_.push_back({who, true});
-    who->on_cancel([self = shared_from_this(), raw = who.get()] { self->give_up(raw); });
-    join();
+    line_up(who, true);
   }
 
   /// Gives the place up; with `last`, in one transaction with the user's. `done` may be null. What fails is
@@ -131,7 +125,7 @@ public:
     const auto self = shared_from_this();
     phase_ = phase::ended;
     if (const auto last = std::exchange(hold_, nullptr)) last->end(make_error_code(why));
-    for (auto& each : std::exchange(queue_, {})) each.who->fail(why);
+    for (const auto& each : queue_.take_all()) each.who->fail(why);
     detach();
   }
 
@@ -172,6 +166,14 @@ private:
     waiter who;
     bool only_try = false;
   };
+  using local_line = engine::waiting_list<local>;
+
+  local_line::handle line_up(const waiter& who, bool only_try) {
+    const auto where = queue_.push_back({who, only_try});
+    who->on_cancel([self = shared_from_this(), where] { self->give_up(where); });
+    if (phase_ == phase::idle) join();
+    return where;
+  }
 
   bool refuse_ended(const waiter& who) const {
     const auto lease = lease_.lock();
@@ -311,8 +313,7 @@ private:
 
   /// A try that had to stand in line because of foreign keys, and is not first.
   void on_refused_in_line() {
-    auto first = std::move(queue_.front());
-    queue_.pop_front();
+    const auto first = queue_.pop_front();
     first.who->complete(nullptr);
     if (queue_.empty()) leave(std::nullopt, nullptr);
   }
@@ -320,8 +321,7 @@ private:
   void on_refused() {
     phase_ = phase::idle;
     if (!queue_.empty() && queue_.front().only_try) {
-      auto first = std::move(queue_.front());
-      queue_.pop_front();
+      const auto first = queue_.pop_front();
       first.who->complete(nullptr);
     }
     next();
@@ -334,8 +334,7 @@ private:
   void evaluate() {
     if (!view_->line().knows(token_)) return;
     if (gone(token_)) {
-      auto first = std::move(queue_.front());
-      queue_.pop_front();
+      const auto first = queue_.pop_front();
       phase_ = phase::idle;
       doubt_lease();
       first.who->fail(errc::lock_lost);
@@ -350,8 +349,7 @@ private:
   void admit() {
     phase_ = phase::held;
     hold_ = std::make_shared<hold>(key_, token_);
-    auto first = std::move(queue_.front());
-    queue_.pop_front();
+    const auto first = queue_.pop_front();
     if (!first.who->complete(hold_))
       release(hold_, std::nullopt, nullptr);  // its context is being destroyed
     else if (gone(token_))
@@ -372,8 +370,8 @@ private:
   }
 
   /// A waiter that was cancelled or timed out.
-  void give_up(const void* who) {
-    std::erase_if(queue_, [who](const local& each) { return each.who.get() == who; });
+  void give_up(local_line::handle where) {
+    queue_.remove(where);
     if (phase_ == phase::standing && queue_.empty()) leave(std::nullopt, nullptr);
   }
 
@@ -452,13 +450,12 @@ private:
 
   void fail_try(const std::exception_ptr& why) {
     if (queue_.empty() || !queue_.front().only_try) return;
-    auto first = std::move(queue_.front());
-    queue_.pop_front();
+    const auto first = queue_.pop_front();
     first.who->fail(why);
   }
 
   void fail_all(const std::exception_ptr& why) {
-    for (auto& each : std::exchange(queue_, {})) each.who->fail(why);
+    for (const auto& each : queue_.take_all()) each.who->fail(why);
   }
 
   std::weak_ptr<client::lease_state> lease_;
@@ -469,7 +466,7 @@ private:
   lease_id lease_id_;
   std::string part_name_;
   std::shared_ptr<line_view> view_;
-  std::deque<local> queue_;
+  local_line queue_;
   phase phase_ = phase::idle;
   revision token_ = 0;
   revision left_ = 0;  ///< The last token that was given up.

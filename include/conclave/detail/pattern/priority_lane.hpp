@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <string>
@@ -17,6 +16,7 @@
 #include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/linger.hpp>
 #include <conclave/detail/engine/runtime.hpp>
+#include <conclave/detail/engine/waiting_list.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
 
@@ -45,11 +45,9 @@ public:
   }
 
   void add(const waiter& who, std::string value) {
-    pending_.push_back({who, std::move(value)});
+    const auto place = pending_.push_back({who, std::move(value)});
     // One that is on its way to the server stays: the write may happen.
-    who->on_cancel([self = shared_from_this(), raw = who.get()] {
-      std::erase_if(self->pending_, [raw](const item& each) { return each.who.get() == raw; });
-    });
+    who->on_cancel([self = shared_from_this(), place] { self->pending_.remove(place); });
     if (!std::exchange(writing_, true)) runtime_->spawn(write_all(shared_from_this()));
   }
 
@@ -150,13 +148,13 @@ private:
     auto number = self->next_number_;
     self->sending_.clear();
     while (!self->pending_.empty() && self->sending_.size() < most_items) {
-      auto& each = self->pending_.front();
-      if (!self->sending_.empty() && bytes + each.value.size() > most_bytes) break;
-      bytes += each.value.size();
+      const auto size = self->pending_.front().value.size();
+      if (!self->sending_.empty() && bytes + size > most_bytes) break;
+      bytes += size;
+      auto each = self->pending_.pop_front();
       auto key = self->key_of(number++);
       request.when(create_revision(key) == 0).then(put(std::move(key), each.value));
       self->sending_.push_back(std::move(each));
-      self->pending_.pop_front();
     }
     for (const auto& each : self->sending_) each.who->on_cancel(nullptr);
     request.otherwise(range(self->base_, {.keys_only = true}), self->last_item());
@@ -263,16 +261,15 @@ private:
   }
 
   void requeue(item each) {
-    each.who->on_cancel([self = shared_from_this(), raw = each.who.get()] {
-      std::erase_if(self->pending_, [raw](const item& other) { return other.who.get() == raw; });
-    });
-    pending_.push_front(std::move(each));
+    const auto who = each.who;
+    const auto place = pending_.push_front(std::move(each));
+    who->on_cancel([self = shared_from_this(), place] { self->pending_.remove(place); });
   }
 
   void fail(const std::exception_ptr& why) {
     // A request that is too large, or refused for its size, must not take its neighbours with it.
     if (sending_.empty()) {
-      for (auto& each : std::exchange(pending_, {})) each.who->fail(why);
+      for (const auto& each : pending_.take_all()) each.who->fail(why);
       return;
     }
     for (auto& each : std::exchange(sending_, {})) each.who->fail(why);
@@ -283,7 +280,7 @@ private:
   std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
   std::string base_;
   std::string items_;
-  std::deque<item> pending_;
+  engine::waiting_list<item> pending_;
   std::vector<item> sending_;
   std::string mark_;
   std::uint64_t marks_ = 0;
