@@ -35,7 +35,7 @@ public:
 
   void send(std::string message) {
     queue_.push_back(std::move(message));
-    if (opened_ && !writing_ && !closed_) runtime_->spawn(write_all(shared_from_this()));
+    if (opened_ && !closed_ && !std::exchange(writing_, true)) runtime_->spawn(write_all(shared_from_this()));
   }
 
   /// Ends the stream at once. With `suspect`, another server is asked next time.
@@ -115,7 +115,6 @@ private:
   }
 
   static asio::awaitable<void> write_all(std::shared_ptr<stream_link> self) {
-    if (std::exchange(self->writing_, true)) co_return;
     try {
       while (!self->queue_.empty() && !self->closed_) {
         std::string message = std::move(self->queue_.front());

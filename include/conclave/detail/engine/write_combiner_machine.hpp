@@ -346,7 +346,9 @@ private:
     std::size_t heaviest = 0;
     std::size_t passed_over = 0;
     for (auto next = waiting_.begin(); next != waiting_.end() && passed_over < most_passed_over;) {
-      if (!batch.empty() && batch.size() >= batch.front().most) break;
+      if (!batch.empty() &&
+          (batch.size() >= batch.front().most || batch.size() + 1 + heaviest > limits_.most_operations))
+        break;
       const auto each = next++;
       const auto size = each->what.bytes + wrapping;
       bool joins = !ahead.conflict(*each);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <utility>
 
@@ -24,8 +25,8 @@ public:
   }
 
   [[nodiscard]] std::uint64_t entropy() override {
-    std::random_device device;
-    return (std::uint64_t{device()} << 32U) | device();
+    const std::lock_guard lock{mutex_};
+    return (std::uint64_t{device_()} << 32U) | device_();
   }
 
   [[nodiscard]] std::unique_ptr<timer> make_timer(const asio::any_io_executor& executor) override {
@@ -61,6 +62,10 @@ private:
     asio::steady_timer timer_;
     std::shared_ptr<std::uint64_t> round_ = std::make_shared<std::uint64_t>(0);
   };
+
+  std::mutex mutex_;
+  std::random_device
+      device_;  ///< To make one takes longer than to ask it: on some machines it is no plain instruction.
 };
 
 }  // namespace conclave::detail::rpc
