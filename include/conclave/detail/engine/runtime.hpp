@@ -50,7 +50,9 @@ public:
 };
 
 /// What everything of one client runs on: a strand, one timer queue, and the servers.
-class runtime final : public std::enable_shared_from_this<runtime>, public rpc::context_member {
+class runtime final : public std::enable_shared_from_this<runtime>,
+                      public rpc::context_member,
+                      public strand_owner {
 public:
   static std::shared_ptr<runtime> make(const asio::any_io_executor& executor,
                                        std::vector<std::shared_ptr<rpc::transport>> servers,
@@ -102,6 +104,8 @@ public:
     asio::post(*strand_, std::move(work));
     return true;
   }
+
+  bool post_to_strand(std::function<void()> work) override { return post(std::move(work)); }
 
   /// Starts a coroutine of our own on the strand. It must handle its failures.
   void spawn(asio::awaitable<void> work) {
@@ -255,11 +259,7 @@ template <class T, class Start>
 asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
   if (on->stopped()) throw error(errc::client_closed);
   auto begin = [&on, &start](std::unique_ptr<rpc::receiver<outcome<T>>> receiver) {
-    auto post = [weak = std::weak_ptr<runtime>(on)](std::function<void()> work) {
-      const auto strong = weak.lock();
-      return strong && strong->post(std::move(work));
-    };
-    auto waiting = std::make_shared<waiter<T>>(std::move(receiver), std::move(post));
+    auto waiting = std::make_shared<waiter<T>>(std::move(receiver), on);
     if (!waiting->attach()) return;
     // The coroutine may be resumed by another thread, and be gone, while this one is still in here.
     const auto keep = on;

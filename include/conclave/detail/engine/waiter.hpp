@@ -14,6 +14,16 @@
 
 namespace conclave::detail::engine {
 
+/// Where what is waited for happens.
+class strand_owner {
+public:
+  /// Runs `work` on the strand, later. Any thread. False when nothing runs there any more.
+  virtual bool post_to_strand(std::function<void()> work) = 0;
+
+protected:
+  ~strand_owner() = default;
+};
+
 /// What a wait ends with.
 template <class T>
 using outcome = std::variant<T, std::exception_ptr>;
@@ -27,13 +37,10 @@ class waiter final : public rpc::context_member,
                      public rpc::cancellable,
                      public std::enable_shared_from_this<waiter<T>> {
 public:
-  /// False when the strand runs nothing any more.
-  using strand_post = std::function<bool(std::function<void()>)>;
-
-  waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, strand_post post)
+  waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, std::weak_ptr<strand_owner> strand)
       : service_(rpc::context_service::of(receiver->executor())),
         receiver_(std::move(receiver)),
-        post_(std::move(post)) {}
+        strand_(std::move(strand)) {}
 
   ~waiter() {
     if (attached_) service_.remove(*this);
@@ -92,7 +99,7 @@ private:
 
   void cancel() noexcept override {
     try {
-      post_([self = this->shared_from_this()] {
+      post([self = this->shared_from_this()] {
         if (!self->waiting()) return;
         if (auto forget = std::exchange(self->forget_, nullptr)) forget();
         self->fail(errc::cancelled);
@@ -111,12 +118,17 @@ private:
     }
     dropped.reset();  // destroys the suspended coroutine
     try {
-      if (post_([self] { self->abandon(); })) return;
+      if (post([self] { self->abandon(); })) return;
     } catch (...) {  // out of memory: the client's end cleans up
       return;
     }
     forget_ = nullptr;
     end_ = nullptr;
+  }
+
+  bool post(std::function<void()> work) {
+    const auto on = strand_.lock();
+    return on && on->post_to_strand(std::move(work));
   }
 
   void abandon() {
@@ -128,7 +140,7 @@ private:
   mutable std::mutex mutex_;  ///< Guards the two below.
   std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
   bool attached_ = false;
-  strand_post post_;
+  std::weak_ptr<strand_owner> strand_;
   std::function<void()> forget_;
   std::function<void()> end_;
 };

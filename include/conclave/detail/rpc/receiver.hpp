@@ -27,7 +27,7 @@ class receiver {
 public:
   virtual ~receiver() = default;
 
-  /// Where `complete` must be called.
+  /// Where `complete` must be called. Every copy is work for its context.
   virtual const asio::any_io_executor& executor() const noexcept = 0;
 
   /// Forwards the waiting side's cancellation to `target` until completion. Called at most once, while the
@@ -56,8 +56,8 @@ class handler_receiver final : public receiver<T> {
 public:
   explicit handler_receiver(Handler handler)
       : handler_(std::move(handler)),
-        executor_(asio::get_associated_executor(handler_)),
-        work_(asio::prefer(executor_, asio::execution::outstanding_work.tracked)) {}
+        executor_(asio::prefer(asio::any_io_executor{asio::get_associated_executor(handler_)},
+                               asio::execution::outstanding_work.tracked)) {}
 
   ~handler_receiver() override { disconnect(); }
 
@@ -76,7 +76,7 @@ private:
   void consume(T value) override {
     disconnect();
     Handler handler = std::move(handler_);
-    auto work = std::move(work_);
+    const auto work = std::move(executor_);
     delete this;  // the handler may free everything that this operation used
     std::move(handler)(std::move(value));
   }
@@ -88,8 +88,7 @@ private:
   }
 
   Handler handler_;
-  asio::any_io_executor executor_;
-  asio::any_io_executor work_;
+  asio::any_io_executor executor_;  ///< Its context has work as long as somebody waits.
   bool connected_ = false;
 };
 
