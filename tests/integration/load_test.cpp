@@ -286,7 +286,7 @@ TEST_CASE("load: ten thousand coroutines wait for one lock") {
         co_await with.close();
         co_await other.close();
       },
-      110s);
+      240s);
 }
 
 TEST_CASE("load: ten thousand coroutines wait for as many locks") {
@@ -346,7 +346,7 @@ TEST_CASE("load: ten thousand coroutines wait for as many locks") {
         co_await with.close();
         co_await other.close();
       },
-      110s);
+      240s);
 }
 
 TEST_CASE("load: ten thousand dequeues wait") {
@@ -388,7 +388,7 @@ TEST_CASE("load: ten thousand dequeues wait") {
         CHECK(left == 0);
         CHECK(log.failed == 0);
       },
-      110s);
+      240s);
 }
 
 TEST_CASE("load: a thousand sessions stand in one line") {
@@ -438,7 +438,7 @@ TEST_CASE("load: a thousand sessions stand in one line") {
         co_await with.close();
         co_await other.close();
       },
-      110s);
+      240s);
 }
 
 TEST_CASE("load: a slow consumer of large events takes its buffer's memory and loses nothing silently") {
@@ -484,5 +484,5 @@ TEST_CASE("load: a slow consumer of large events takes its buffer's memory and l
         CHECK(seen >= at_once);
         CHECK(seen < count);
       },
-      110s);
+      240s);
 }
