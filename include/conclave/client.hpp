@@ -100,6 +100,24 @@ public:
   /// that only reads is no proposal.
   asio::awaitable<txn_response> txn(conclave::txn request) const { return call(std::move(request)); }
 
+  /// Applies a transaction that is independent of all others, as `txn` does, and shares the cost with them: one
+  /// that comes while another is under way waits for its answer, and goes with all that wait in one round trip
+  /// and one proposal. For many small writes at a time, where each is a success of its own: a put is
+  /// `co_await c.combined_txn(conclave::txn{}.then(conclave::put("key", "value")))`.
+  ///
+  /// Each has its own conditions, answer and error, as if it had been sent alone. But several may be applied at
+  /// one revision, so that revisions do not tell them apart; and they are applied in any order, those that touch
+  /// each other's keys in the order of their calls. Whoever needs an order awaits one before calling the next.
+  /// The recipes' own writes are among those that go together; those of a client with a `user` go alone.
+  ///
+  /// Errors: those of `txn`, and `timed_out` (it waited for others for `client_options::request_timeout`, and was
+  /// not sent) and `outcome_unknown` also when the answers of all that went together exceed
+  /// `client_options::receive_limit`, or when the store is full and this one puts nothing. It may take up to
+  /// twice the request timeout. Cancellation: one that waits is not sent; one under way may be applied.
+  asio::awaitable<txn_response> combined_txn(conclave::txn request) const {
+    return state_->writes()->apply(std::move(request));
+  }
+
   /// Drops the history below revision `before`. Errors beside the common ones: `compacted`,
   /// `future_revision`.
   asio::awaitable<compaction_response> compact(conclave::revision before, bool physical = false) const {

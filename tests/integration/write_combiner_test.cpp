@@ -424,6 +424,32 @@ TEST_CASE("a server that stands still: what was sent may have been applied, what
   });
 }
 
+TEST_CASE("a client's combined transactions share proposals, and keep their own answers and errors") {
+  on_etcd([](asio::io_context& context, etcd_server& server) -> asio::awaitable<void> {
+    const client c{context.get_executor(),
+                   conclave::client_options{}.endpoints(server.endpoint()).key_prefix("mine/")};
+    const auto alone = co_await c.combined_txn(txn{}.when(create_revision("k0") == 0).then(put("k0", "first")));
+    CHECK(alone.succeeded);
+    const auto before = server.metric(proposals);
+    results all;
+    for (int i = 0; i < 64; ++i) {
+      auto write = create("k" + std::to_string(i));
+      all.push_back(start(context, [c, write] { return c.combined_txn(write); }));
+    }
+    auto refused = start(context, [c] { return c.combined_txn(txn{}.then(put("leased", "", {.lease = 4711}))); });
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const txn_response done = co_await all[i].result();
+      CHECK(done.succeeded == (i != 0));
+      if (i == 0) CHECK(done.at(0).range().kvs.at(0).value == "first");
+    }
+    const auto why = co_await refused.error();
+    CHECK(why == errc::lease_not_found);
+    CHECK(server.metric(proposals) - before <= 24);  // halving to find the culprit included
+    const auto there = co_await c.range(conclave::range_prefix("k", {.count_only = true}));
+    CHECK(there.count == 64);
+  });
+}
+
 TEST_CASE("a full store refuses a batch as it refuses its members") {
   conclave::testing::etcd_server_options small;
   small.quota_backend_bytes = 4 * 1024 * 1024;
