@@ -12,6 +12,7 @@
 #include <conclave/etcd/maintenance.hpp>
 #include <conclave/etcd/txn.hpp>
 #include <conclave/etcd/watch.hpp>
+#include <conclave/fwd.hpp>
 #include <conclave/kept_lease.hpp>
 #include <conclave/mutex.hpp>
 #include <conclave/priority_queue.hpp>

@@ -13,7 +13,7 @@ import tempfile
 # From the bottom up; a header may include what stands in its own layer or below. The first pattern that
 # matches a path (relative to conclave/) decides.
 LAYERS = [
-    ("configuration", r"(asio|version|error)\.hpp"),
+    ("configuration", r"(asio|version|error|fwd)\.hpp"),
     ("messages", r"etcd/.*"),
     ("wire", r"detail/wire/.*"),
     # A pure state machine and the values that it works on know neither the wire nor the rpc layer; below they
