@@ -68,8 +68,8 @@ public:
 
   /// The same from an execution context and a list of endpoints, for short programs.
   template <class Context>
-  requires std::convertible_to<Context&, asio::execution_context&> client(Context& context,
-                                                                          std::string_view endpoints)
+    requires std::convertible_to<Context&, asio::execution_context&>
+  client(Context& context, std::string_view endpoints)
       : client(asio::any_io_executor{context.get_executor()}, client_options{}.endpoints(endpoints)) {}
 
   /// Reads a key or a range: `co_await c.range(conclave::range_prefix("config/", {.limit = 100}))`.

@@ -3060,16 +3060,14 @@ template <class Message>
 struct table;
 
 template <class T>
-concept message = requires {
-  typename table<T>::type;
-};
+concept message = requires { typename table<T>::type; };
 
 template <class T>
 concept varint_enum = std::is_enum_v<T> && std::same_as<std::underlying_type_t<T>, std::int32_t>;
 
 template <class T>
 concept varint = std::same_as<T, bool> || std::same_as<T, std::int64_t> || std::same_as<T, std::uint64_t> ||
-    varint_enum<T>;
+                 varint_enum<T>;
 
 enum class wire_type : std::uint32_t {
   varint = 0,
@@ -3394,8 +3392,7 @@ private:
       static_cast<void>((... || ((result = read_alternative<Numbers, I + 1>(value.*Member, tag, depth)) !=
                                  outcome::not_mine)));
       return result;
-    }
-    (std::make_index_sequence<sizeof...(Numbers)>{});
+    }(std::make_index_sequence<sizeof...(Numbers)>{});
   }
 
   /// Reads what follows a tag: into the member of `value` that the table names, or nowhere.
@@ -3601,8 +3598,7 @@ void walk_field(oneof<Member, Numbers...>, const M& value, Sink& sink) {
           ? walk_value<Numbers, presence::explicit_>(payload(*std::get_if<I + 1>(&held)), sink)
           : void()),
      ...);
-  }
-  (std::make_index_sequence<sizeof...(Numbers)>{});
+  }(std::make_index_sequence<sizeof...(Numbers)>{});
 }
 
 template <class Sink, message M>
@@ -7289,8 +7285,8 @@ public:
 
   /// The same from an execution context and a list of endpoints, for short programs.
   template <class Context>
-  requires std::convertible_to<Context&, asio::execution_context&> client(Context& context,
-                                                                          std::string_view endpoints)
+    requires std::convertible_to<Context&, asio::execution_context&>
+  client(Context& context, std::string_view endpoints)
       : client(asio::any_io_executor{context.get_executor()}, client_options{}.endpoints(endpoints)) {}
 
   /// Reads a key or a range: `co_await c.range(conclave::range_prefix("config/", {.limit = 100}))`.

@@ -114,8 +114,7 @@ void fill_field(detail::wire::oneof<Member, Numbers...>, M& value, random_values
       fill(detail::wire::payload((value.*Member).template emplace<Index>()), random, depth);
     };
     ((chosen == I + 1 ? set(std::integral_constant<std::size_t, I + 1>{}) : void()), ...);
-  }
-  (std::make_index_sequence<sizeof...(Numbers)>{});
+  }(std::make_index_sequence<sizeof...(Numbers)>{});
 }
 
 template <detail::wire::message M>

@@ -210,8 +210,7 @@ private:
       static_cast<void>((... || ((result = read_alternative<Numbers, I + 1>(value.*Member, tag, depth)) !=
                                  outcome::not_mine)));
       return result;
-    }
-    (std::make_index_sequence<sizeof...(Numbers)>{});
+    }(std::make_index_sequence<sizeof...(Numbers)>{});
   }
 
   /// Reads what follows a tag: into the member of `value` that the table names, or nowhere.

@@ -189,8 +189,7 @@ void walk_field(oneof<Member, Numbers...>, const M& value, Sink& sink) {
           ? walk_value<Numbers, presence::explicit_>(payload(*std::get_if<I + 1>(&held)), sink)
           : void()),
      ...);
-  }
-  (std::make_index_sequence<sizeof...(Numbers)>{});
+  }(std::make_index_sequence<sizeof...(Numbers)>{});
 }
 
 template <class Sink, message M>

@@ -64,16 +64,14 @@ template <class Message>
 struct table;
 
 template <class T>
-concept message = requires {
-  typename table<T>::type;
-};
+concept message = requires { typename table<T>::type; };
 
 template <class T>
 concept varint_enum = std::is_enum_v<T> && std::same_as<std::underlying_type_t<T>, std::int32_t>;
 
 template <class T>
 concept varint = std::same_as<T, bool> || std::same_as<T, std::int64_t> || std::same_as<T, std::uint64_t> ||
-    varint_enum<T>;
+                 varint_enum<T>;
 
 enum class wire_type : std::uint32_t {
   varint = 0,
