@@ -135,7 +135,8 @@ asio::awaitable<void> serve_client(conclave::client client, tcp::socket socket, 
     connection talk{socket, std::move(session)};
     co_await talk.serve();
   } catch (const std::system_error& e) {
-    if (e.code() != asio::error::eof && e.code() != conclave::condition::cancelled)
+    if (e.code() != asio::error::make_error_code(asio::error::eof) &&
+        e.code() != conclave::condition::cancelled)
       std::cerr << "a connection ended: " << e.what() << '\n';
   }
   open.clients.erase(&socket);

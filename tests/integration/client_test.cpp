@@ -440,7 +440,7 @@ private:
         const auto size = co_await from.async_read_some(asio::buffer(buffer), asio::use_awaitable);
         co_await asio::async_write(to, asio::buffer(buffer, size), asio::use_awaitable);
       }
-    } catch (const std::system_error&) {  // one side has closed
+    } catch (const asio::system_error&) {  // one side has closed
     }
   }
 

@@ -117,7 +117,8 @@ TEST_CASE("a condition is not met by success, nor by an unrelated category's err
 TEST_CASE("what Asio and the system call cancelled is cancelled") {
   CHECK(std::make_error_code(std::errc::operation_canceled) == condition::cancelled);
   CHECK(std::error_code(ECANCELED, std::system_category()) == condition::cancelled);
-  const std::error_code aborted = conclave::asio::error::operation_aborted;
+  const std::error_code aborted =
+      conclave::asio::error::make_error_code(conclave::asio::error::operation_aborted);
   CHECK(aborted == condition::cancelled);
   CHECK_FALSE(aborted == condition::timed_out);
   CHECK_FALSE(std::make_error_code(std::errc::timed_out) == condition::cancelled);
