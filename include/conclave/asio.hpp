@@ -5,6 +5,8 @@
 /// `conclave::asio`, so that standalone Asio (1.22.1 and newer, the default) and Boost.Asio (1.81 and newer,
 /// with CONCLAVE_USE_BOOST_ASIO defined for the whole program) differ in this file only.
 
+#include <conclave/version.hpp>
+
 #if defined(CONCLAVE_USE_BOOST_ASIO)
 
 #include <boost/asio/any_io_executor.hpp>
@@ -66,7 +68,7 @@
 
 #endif
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 #if defined(CONCLAVE_USE_BOOST_ASIO)
 namespace asio = ::boost::asio;

@@ -19,8 +19,9 @@
 #include <conclave/detail/pattern/backlog.hpp>
 #include <conclave/detail/pattern/line_view.hpp>
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What both kinds of queue offer to consumers. Values are bytes. A cheap handle: copies share the queue and
 /// may be used from any coroutine and any thread at a time; make as many as needed.

@@ -26,9 +26,10 @@
 #include <conclave/etcd/maintenance.hpp>
 #include <conclave/etcd/txn.hpp>
 #include <conclave/kept_lease.hpp>
+#include <conclave/version.hpp>
 #include <conclave/watcher.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What became of `client::compare_and_put`.
 struct compare_and_put_result {

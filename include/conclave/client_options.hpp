@@ -14,8 +14,9 @@
 #include <conclave/detail/rpc/secret.hpp>
 #include <conclave/error.hpp>
 #include <conclave/tls_options.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What a client needs to know. Setters may be chained:
 ///

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <conclave/version.hpp>
+
 #include <cerrno>
 #include <string>
 #include <string_view>
@@ -8,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What went wrong, exactly. Programs usually decide by a `condition` instead: several codes share one.
 enum class errc {
@@ -61,7 +63,7 @@ struct std::is_error_code_enum<conclave::errc> : std::true_type {};
 template <>
 struct std::is_error_condition_enum<conclave::condition> : std::true_type {};
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 namespace detail {
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-/// Declares the classes of the library and includes nothing: for headers that only name them. It costs no time, where
-/// any other header brings Asio or gRPC with it.
+/// Declares the classes of the library and includes only the version: for headers that only name them. It costs no
+/// time, where any other header brings Asio or gRPC with it.
 
-namespace conclave {
+#include <conclave/version.hpp>
+
+namespace conclave::inline CONCLAVE_ABI {
 
 class client;
 class client_options;

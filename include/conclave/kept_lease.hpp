@@ -10,8 +10,9 @@
 #include <conclave/detail/client/lease_state.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// A lease that the client keeps alive, made by `client::keep_lease`: what a session is built on, and what to
 /// build one's own recipe on. Copies share the lease; the last one's end revokes it behind itself. Any

@@ -18,8 +18,9 @@
 #include <conclave/error.hpp>
 #include <conclave/session.hpp>
 #include <conclave/unique_lock.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Who stands in line for a lock, as of one revision; see `mutex::inspect`.
 struct lock_line {

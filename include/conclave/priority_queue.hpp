@@ -11,8 +11,9 @@
 #include <conclave/client.hpp>
 #include <conclave/detail/pattern/priority_lane.hpp>
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// A queue by name that gives the item of the smallest priority first, and of those the one that was enqueued
 /// first. Otherwise as `queue`. Key-compatible with etcd's Go package.

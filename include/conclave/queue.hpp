@@ -13,8 +13,9 @@
 #include <conclave/basic_queue.hpp>
 #include <conclave/client.hpp>
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// A queue by name: first in, first out, in the order in which the store committed the items; many producers,
 /// many consumers, each item delivered once. Key-compatible with etcd's Go package, whose programs may stand

@@ -10,8 +10,9 @@
 #include <conclave/asio.hpp>
 #include <conclave/client.hpp>
 #include <conclave/kept_lease.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 struct session_options {
   /// For how long what the session holds outlives a crash of this process or a cut from the cluster. The

@@ -13,8 +13,9 @@
 
 #include <conclave/detail/rpc/tls.hpp>
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// How connections to `https` (and `unixs`) endpoints are made. Setters may be chained:
 ///

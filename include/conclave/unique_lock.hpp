@@ -15,8 +15,9 @@
 #include <conclave/detail/pattern/line_member.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// How a transaction under a lock ended.
 enum class commit_outcome {

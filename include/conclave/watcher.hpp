@@ -16,8 +16,9 @@
 #include <conclave/detail/engine/watch_hub.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/watch.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What a watch may be told besides its keys.
 struct watch_options {

@@ -11,8 +11,9 @@
 #include <conclave/error.hpp>
 #include <conclave/mutex.hpp>
 #include <conclave/unique_lock.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 namespace detail {
 

@@ -84,6 +84,21 @@
 #include <variant>
 #include <vector>
 
+// ---- conclave/version.hpp ----
+
+/// The library's semantic version; the build reads it from here.
+#define CONCLAVE_VERSION_MAJOR 0
+#define CONCLAVE_VERSION_MINOR 1
+#define CONCLAVE_VERSION_PATCH 0
+
+/// The inline namespace that everything is in, after the version and the Asio it is built with: what two builds that
+/// differ in these make of a name is not the same, and they do not link.
+#if defined(CONCLAVE_USE_BOOST_ASIO)
+#define CONCLAVE_ABI v0_1_boost
+#else
+#define CONCLAVE_ABI v0_1_standalone
+#endif
+
 // ---- conclave/asio.hpp ----
 
 /// The one place that decides which Asio the library uses. Everything else names Asio through the alias
@@ -151,7 +166,7 @@
 
 #endif
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 #if defined(CONCLAVE_USE_BOOST_ASIO)
 namespace asio = ::boost::asio;
@@ -171,7 +186,7 @@ using asio_system_error = std::system_error;
 
 // ---- conclave/error.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What went wrong, exactly. Programs usually decide by a `condition` instead: several codes share one.
 enum class errc {
@@ -224,7 +239,7 @@ struct std::is_error_code_enum<conclave::errc> : std::true_type {};
 template <>
 struct std::is_error_condition_enum<conclave::condition> : std::true_type {};
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 namespace detail {
 
@@ -453,7 +468,7 @@ private:
 
 // ---- conclave/detail/rpc/endpoint.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// A server's address: what the user wrote, and how gRPC is told.
 struct endpoint {
@@ -624,7 +639,7 @@ inline std::vector<std::string> split_endpoints(std::string_view list) {
 
 // ---- conclave/detail/rpc/secret.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// A password, token or private key: shared between copies, overwritten when the last goes, and without any way
 /// to print it.
@@ -662,7 +677,7 @@ private:
 
 // ---- conclave/detail/rpc/tls.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// What an encrypted connection is made with, as PEM.
 struct tls_credentials {
@@ -679,7 +694,7 @@ struct tls_credentials {
 
 // ---- conclave/tls_options.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// How connections to `https` (and `unixs`) endpoints are made. Setters may be chained:
 ///
@@ -763,7 +778,7 @@ private:
 
 // ---- conclave/client_options.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What a client needs to know. Setters may be chained:
 ///
@@ -817,8 +832,12 @@ public:
   }
   [[nodiscard]] std::chrono::milliseconds connect_timeout() const noexcept { return connect_timeout_; }
 
-  /// How long one call may take in all, its connection included. Default: 5 s, as long as a server itself
-  /// works on a request.
+  /// How long one call may take in all, its connection and a user's token included. Default: 5 s, as long as a
+  /// server itself works on a request. What may be sent twice (a read if there are several servers, and of the
+  /// recipes what opens and ends a session, joins a line and releases a lock) is sent again after half of that time
+  /// without an answer, elsewhere if there is an elsewhere; any other write is sent once. A write of a recipe's own,
+  /// which may be sent together with others, has this time from when it is sent, and waits as long at most for those
+  /// before it: twice as long in all.
   client_options& request_timeout(std::chrono::milliseconds limit) {
     request_timeout_ = positive("request_timeout", limit);
     return *this;
@@ -866,7 +885,7 @@ private:
 
 // ---- conclave/detail/rpc/context_service.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// An intrusive list node of something that must not outlive its execution context.
 class context_member {
@@ -996,7 +1015,7 @@ private:
 
 // ---- conclave/detail/rpc/receiver.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// An operation under way that can be asked to end early. `cancel` is called on the executor of whoever
 /// waits, never after the operation's receiver has been completed, and never completes the receiver inline.
@@ -1015,7 +1034,7 @@ class receiver {
 public:
   virtual ~receiver() = default;
 
-  /// Where `complete` must be called.
+  /// Where `complete` must be called. Every copy is work for its context.
   virtual const asio::any_io_executor& executor() const noexcept = 0;
 
   /// Forwards the waiting side's cancellation to `target` until completion. Called at most once, while the
@@ -1044,8 +1063,8 @@ class handler_receiver final : public receiver<T> {
 public:
   explicit handler_receiver(Handler handler)
       : handler_(std::move(handler)),
-        executor_(asio::get_associated_executor(handler_)),
-        work_(asio::prefer(executor_, asio::execution::outstanding_work.tracked)) {}
+        executor_(asio::prefer(asio::any_io_executor{asio::get_associated_executor(handler_)},
+                               asio::execution::outstanding_work.tracked)) {}
 
   ~handler_receiver() override { disconnect(); }
 
@@ -1064,7 +1083,7 @@ private:
   void consume(T value) override {
     disconnect();
     Handler handler = std::move(handler_);
-    auto work = std::move(work_);
+    const auto work = std::move(executor_);
     delete this;  // the handler may free everything that this operation used
     std::move(handler)(std::move(value));
   }
@@ -1076,8 +1095,7 @@ private:
   }
 
   Handler handler_;
-  asio::any_io_executor executor_;
-  asio::any_io_executor work_;
+  asio::any_io_executor executor_;  ///< Its context has work as long as somebody waits.
   bool connected_ = false;
 };
 
@@ -1106,7 +1124,17 @@ asio::awaitable<T> suspend(Start start) {
 
 // ---- conclave/detail/engine/waiter.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+/// Where what is waited for happens.
+class strand_owner {
+public:
+  /// Runs `work` on the strand, later. Any thread. False when nothing runs there any more.
+  virtual bool post_to_strand(std::function<void()> work) = 0;
+
+protected:
+  ~strand_owner() = default;
+};
 
 /// What a wait ends with.
 template <class T>
@@ -1121,13 +1149,10 @@ class waiter final : public rpc::context_member,
                      public rpc::cancellable,
                      public std::enable_shared_from_this<waiter<T>> {
 public:
-  /// False when the strand runs nothing any more.
-  using strand_post = std::function<bool(std::function<void()>)>;
-
-  waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, strand_post post)
+  waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, std::weak_ptr<strand_owner> strand)
       : service_(rpc::context_service::of(receiver->executor())),
         receiver_(std::move(receiver)),
-        post_(std::move(post)) {}
+        strand_(std::move(strand)) {}
 
   ~waiter() {
     if (attached_) service_.remove(*this);
@@ -1186,7 +1211,7 @@ private:
 
   void cancel() noexcept override {
     try {
-      post_([self = this->shared_from_this()] {
+      post([self = this->shared_from_this()] {
         if (!self->waiting()) return;
         if (auto forget = std::exchange(self->forget_, nullptr)) forget();
         self->fail(errc::cancelled);
@@ -1205,12 +1230,17 @@ private:
     }
     dropped.reset();  // destroys the suspended coroutine
     try {
-      if (post_([self] { self->abandon(); })) return;
+      if (post([self] { self->abandon(); })) return;
     } catch (...) {  // out of memory: the client's end cleans up
       return;
     }
     forget_ = nullptr;
     end_ = nullptr;
+  }
+
+  bool post(std::function<void()> work) {
+    const auto on = strand_.lock();
+    return on && on->post_to_strand(std::move(work));
   }
 
   void abandon() {
@@ -1222,16 +1252,92 @@ private:
   mutable std::mutex mutex_;  ///< Guards the two below.
   std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
   bool attached_ = false;
-  strand_post post_;
+  std::weak_ptr<strand_owner> strand_;
   std::function<void()> forget_;
   std::function<void()> end_;
 };
 
 }  // namespace conclave::detail::engine
 
+// ---- conclave/detail/engine/waiting_list.hpp ----
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+/// Those who wait, in order. Whoever leaves out of turn is found by a handle, however many wait: thousands may
+/// be cancelled at a time.
+template <class T>
+class waiting_list {
+public:
+  /// Of one place, for ever: the handle of someone who has left finds nobody.
+  enum class handle : std::int64_t {};
+
+  handle push_back(T each) { return insert(end_++, std::move(each)); }
+  /// Ahead of all the others.
+  handle push_front(T each) { return insert(--begin_, std::move(each)); }
+
+  [[nodiscard]] bool empty() const noexcept { return all_.empty(); }
+  [[nodiscard]] std::size_t size() const noexcept { return all_.size(); }
+  [[nodiscard]] T& front() noexcept { return all_.begin()->second; }
+  [[nodiscard]] const T& front() const noexcept { return all_.begin()->second; }
+
+  T pop_front() { return take(all_.begin()); }
+
+  /// Nothing if nobody stands there any more.
+  std::optional<T> remove(handle place) {
+    std::optional<T> out;
+    const auto found = all_.find(static_cast<std::int64_t>(place));
+    if (found != all_.end()) out.emplace(take(found));
+    return out;
+  }
+
+  /// Asks in order, until the answer is yes.
+  template <class Condition>
+  [[nodiscard]] bool any_of(Condition condition) const {
+    for (const auto& [place, each] : all_)
+      if (condition(each)) return true;
+    return false;
+  }
+
+  /// Takes all out, in order.
+  std::vector<T> take_all() {
+    return take_if([](const T&) { return true; });
+  }
+
+  /// Takes out those for whom `condition` holds, in order.
+  template <class Condition>
+  std::vector<T> take_if(Condition condition) {
+    std::vector<T> out;
+    for (auto each = all_.begin(); each != all_.end();) {
+      const auto here = each++;
+      if (condition(std::as_const(here->second))) out.push_back(take(here));
+    }
+    return out;
+  }
+
+private:
+  using places = std::map<std::int64_t, T>;
+
+  handle insert(std::int64_t place, T each) {
+    all_.emplace_hint(place < 0 ? all_.begin() : all_.end(), place, std::move(each));
+    return handle{place};
+  }
+
+  T take(typename places::iterator which) {
+    T out = std::move(which->second);
+    all_.erase(which);
+    return out;
+  }
+
+  places all_;
+  std::int64_t begin_ = 0;
+  std::int64_t end_ = 0;
+};
+
+}  // namespace conclave::detail::engine
+
 // ---- conclave/detail/rpc/clock.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 using time_point = std::chrono::steady_clock::time_point;
 using duration = std::chrono::steady_clock::duration;
@@ -1263,7 +1369,7 @@ public:
 
 // ---- conclave/detail/engine/authenticator.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// What goes with a call to say who makes it.
 struct token {
@@ -1321,7 +1427,7 @@ public:
   using token_waiter = std::shared_ptr<waiter<token>>;
 
   /// True when the caller has to ask the servers, and then to call `got` or `failed`.
-  bool wait(token_waiter each, rpc::time_point now) {
+  bool wait(const token_waiter& each, rpc::time_point now) {
     if (auto have = current()) {
       each->complete(*std::move(have));
       return false;
@@ -1330,10 +1436,8 @@ public:
       each->fail(refused_);
       return false;
     }
-    each->on_cancel([this, raw = each.get()] {
-      std::erase_if(waiting_, [raw](const token_waiter& other) { return other.get() == raw; });
-    });
-    waiting_.push_back(std::move(each));
+    const auto place = waiting_.push_back(each);
+    each->on_cancel([this, place] { waiting_.remove(place); });
     return !std::exchange(asking_, true);
   }
 
@@ -1346,7 +1450,7 @@ public:
       silent_ = 0;
     }
     asking_ = false;
-    for (const auto& each : std::exchange(waiting_, {})) each->complete(fresh);
+    for (const auto& each : waiting_.take_all()) each->complete(fresh);
   }
 
   /// `for_good`: it is the name or the password, and no server's trouble.
@@ -1356,7 +1460,7 @@ public:
       refused_until_ = now + refusal_time;
     }
     asking_ = false;
-    for (const auto& each : std::exchange(waiting_, {})) each->fail(why);
+    for (const auto& each : waiting_.take_all()) each->fail(why);
   }
 
 private:
@@ -1367,7 +1471,7 @@ private:
   std::optional<token> token_;
   unsigned silent_ = 0;
 
-  std::vector<token_waiter> waiting_;
+  waiting_list<token_waiter> waiting_;
   std::exception_ptr refused_;
   rpc::time_point refused_until_{};
   std::uint64_t generations_ = 0;
@@ -1378,7 +1482,7 @@ private:
 
 // ---- conclave/detail/engine/backoff.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Growing delays with jitter, so that many clients do not come back at the same moment.
 class backoff {
@@ -1417,7 +1521,7 @@ private:
 /// included. A default-constructed message has every field absent, which the server reads as
 /// zero, false or empty.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Identifies a lease; 0 means "no lease". Chosen by the client or by the server.
 using lease_id = std::int64_t;
@@ -1482,7 +1586,7 @@ struct event {
 
 // ---- conclave/detail/engine/revision_floor.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// The highest revision that any answer has told of. The store never goes back, so an up-to-date answer below it
 /// is stale, or the store is not what it was: wiped, restored, or another one at the same address. Any thread.
@@ -1539,7 +1643,7 @@ private:
 /// key in byte order. An empty `range_end` means the first key alone; one NUL byte means that
 /// there is no upper bound.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// The `range_end` of all keys that start with `prefix`: the smallest key above all of them, or
 /// one NUL byte if there is no such key (the prefix is empty or consists of 0xff only).
@@ -1588,7 +1692,7 @@ void select_interval(Request& request, std::string end) {
 /// finds them in an expression with co_await. The option structs, which are written as braced
 /// lists, are trivially destructible for the same reason.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 enum class sort_order : std::int32_t { none = 0, ascend = 1, descend = 2 };
 
@@ -1820,7 +1924,7 @@ static_assert(!std::is_aggregate_v<delete_range_request> && !std::is_aggregate_v
 
 /// Requests and responses of the lease service. All times are whole seconds.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Creates a lease.
 struct lease_grant_request {
@@ -1941,7 +2045,7 @@ static_assert(!std::is_aggregate_v<lease_time_to_live_request> && !std::is_aggre
 ///     value("config/mode") != "frozen"
 ///     mod_revision("jobs/").prefix() < 4711      // true for every key of the range
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 enum class compare_result : std::int32_t { equal = 0, greater = 1, less = 2, not_equal = 3 };
 
@@ -2064,7 +2168,7 @@ private:
 
 // ---- conclave/etcd/txn.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 struct request_op;
 struct response_op;
@@ -2240,7 +2344,7 @@ static_assert(!std::is_aggregate_v<txn> && !std::is_aggregate_v<request_op>);
 
 // ---- conclave/detail/engine/key_space.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// A client's part of the store: every key that it sends gets a prefix, every key that it receives loses it.
 /// Compatible with the namespaces of etcd's Go client.
@@ -2322,9 +2426,46 @@ private:
 
 }  // namespace conclave::detail::engine
 
+// ---- conclave/detail/engine/paced_queue.hpp ----
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+/// Lets many do a thing of the same kind one after another, in the order in which they ask, and not more often
+/// than a server should be bothered. Pure: times go in.
+class paced_queue {
+public:
+  using time_point = std::chrono::steady_clock::time_point;
+  using duration = std::chrono::steady_clock::duration;
+
+  /// False: nothing had to be done any more, so that the next one's turn has come.
+  using work = std::function<bool()>;
+
+  explicit paced_queue(duration apart) : apart_(apart) {}
+
+  void push(work each) { waiting_.push_back(std::move(each)); }
+
+  /// Does what may be done at `now`; then says when to come again, unless nobody waits.
+  std::optional<time_point> run(time_point now) {
+    while (!waiting_.empty() && next_ <= now) {
+      const auto first = std::move(waiting_.front());
+      waiting_.pop_front();
+      if (first()) next_ = now + apart_;
+    }
+    if (waiting_.empty()) return std::nullopt;
+    return next_;
+  }
+
+private:
+  duration apart_;
+  time_point next_{};
+  std::deque<work> waiting_;
+};
+
+}  // namespace conclave::detail::engine
+
 // ---- conclave/detail/rpc/status.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// gRPC's status codes, by their numbers on the wire.
 enum class status_code {
@@ -2442,7 +2583,7 @@ inline bool worth_retrying(errc code) noexcept {
 
 // ---- conclave/detail/rpc/transport.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// Names and values sent along with a call.
 using metadata = std::vector<std::pair<std::string, std::string>>;
@@ -2502,7 +2643,7 @@ public:
 
 // ---- conclave/detail/engine/server_list.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// The servers of one cluster, and which of them is asked: one, for as long as it serves. A server that was
 /// silent, or that said it cannot serve, is left for a while although its connection stands. Any thread.
@@ -2570,7 +2711,7 @@ private:
 
 // ---- conclave/detail/engine/runtime.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 using rpc::duration;
 using rpc::time_point;
@@ -2593,7 +2734,9 @@ public:
 };
 
 /// What everything of one client runs on: a strand, one timer queue, and the servers.
-class runtime final : public std::enable_shared_from_this<runtime>, public rpc::context_member {
+class runtime final : public std::enable_shared_from_this<runtime>,
+                      public rpc::context_member,
+                      public strand_owner {
 public:
   static std::shared_ptr<runtime> make(const asio::any_io_executor& executor,
                                        std::vector<std::shared_ptr<rpc::transport>> servers,
@@ -2645,6 +2788,8 @@ public:
     asio::post(*strand_, std::move(work));
     return true;
   }
+
+  bool post_to_strand(std::function<void()> work) override { return post(std::move(work)); }
 
   /// Starts a coroutine of our own on the strand. It must handle its failures.
   void spawn(asio::awaitable<void> work) {
@@ -2711,11 +2856,16 @@ public:
     observers_.push_back(std::move(each));
   }
 
-  /// When whoever waits for an event looks for itself again: one that a server has lost must not be waited for
-  /// without end. Spread, so that those who began together do not come together.
-  [[nodiscard]] time_point next_look() {
-    using std::chrono::milliseconds;
-    return now() + milliseconds{10'000 + static_cast<std::int64_t>(clock_->entropy() % 20'000)};
+  /// Calls `look` when it is time for whoever waits for an event to look for itself again: one that a server has
+  /// lost must not be waited for without end. It says whether it reads. In 10 to 30 s, spread, so that those who
+  /// began together do not come together; later when more than a thousand wait, since all of a client read 50
+  /// times a second at most. On the strand.
+  timer_id look_later(std::function<bool()> look) {
+    const std::chrono::milliseconds spread{clock_->entropy() % 20'000};
+    return at(now() + std::chrono::seconds{10} + spread, [this, look = std::move(look)]() mutable {
+      looks_.push(std::move(look));
+      if (!look_timer_) run_looks();
+    });
   }
 
   [[nodiscard]] std::uint64_t seed() { return clock_->entropy(); }
@@ -2725,6 +2875,11 @@ private:
   void tell(What what) {
     for (const auto& each : std::vector(observers_))
       if (const auto strong = each.lock()) what(*strong);
+  }
+
+  void run_looks() {
+    look_timer_.reset();
+    if (const auto next = looks_.run(now())) look_timer_ = at(*next, [this] { run_looks(); });
   }
 
   void arm() {
@@ -2777,6 +2932,8 @@ private:
   std::unordered_map<timer_id, timer_queue::iterator> timer_order_;
   timer_id last_timer_ = 0;
   std::optional<time_point> armed_;
+  paced_queue looks_{std::chrono::milliseconds{20}};
+  std::optional<timer_id> look_timer_;
 };
 
 /// Suspends the calling coroutine, on whatever executor it runs, until what `start` set in motion completes
@@ -2786,11 +2943,7 @@ template <class T, class Start>
 asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
   if (on->stopped()) throw error(errc::client_closed);
   auto begin = [&on, &start](std::unique_ptr<rpc::receiver<outcome<T>>> receiver) {
-    auto post = [weak = std::weak_ptr<runtime>(on)](std::function<void()> work) {
-      const auto strong = weak.lock();
-      return strong && strong->post(std::move(work));
-    };
-    auto waiting = std::make_shared<waiter<T>>(std::move(receiver), std::move(post));
+    auto waiting = std::make_shared<waiter<T>>(std::move(receiver), on);
     if (!waiting->attach()) return;
     // The coroutine may be resumed by another thread, and be gone, while this one is still in here.
     const auto keep = on;
@@ -2820,7 +2973,7 @@ inline asio::awaitable<void> sleep_for(std::shared_ptr<runtime> on, duration tim
 
 // ---- conclave/etcd/auth.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Trades a user's name and password for a token.
 struct authenticate_request {
@@ -2847,7 +3000,7 @@ static_assert(!std::is_aggregate_v<authenticate_request>);
 
 // ---- conclave/etcd/maintenance.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Asks a member for its state.
 struct status_request {
@@ -2905,7 +3058,7 @@ static_assert(!std::is_aggregate_v<status_request>);
 
 // ---- conclave/detail/rpc/methods.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// What a request is called on the wire, what answers it, and whether it changes the store.
 template <class Request>
@@ -3025,7 +3178,7 @@ inline constexpr const char* lease_keep_alive_path = "/etcdserverpb.Lease/LeaseK
 /// | std::vector<string or message>  | repeated                                   |
 /// | std::variant<monostate, …>      | oneof; the alternative held is written     |
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 /// One field: `Member` is a pointer to the data member.
 template <std::uint32_t Number, auto Member>
@@ -3127,7 +3280,7 @@ inline constexpr int depth_limit = 100;
 
 // ---- conclave/detail/wire/types_tables.hpp ----
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<response_header> {
@@ -3151,7 +3304,7 @@ struct table<event> {
 
 // ---- conclave/detail/wire/auth_tables.hpp ----
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<authenticate_request> {
@@ -3167,7 +3320,7 @@ struct table<authenticate_response> {
 
 // ---- conclave/detail/wire/decode_error.hpp ----
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 /// Why bytes are not a message.
 enum class decode_error : std::uint8_t {
@@ -3198,7 +3351,7 @@ enum class decode_error : std::uint8_t {
 
 // ---- conclave/detail/wire/decode.hpp ----
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 /// Reads messages from bytes that nobody vouches for. Takes time and memory in proportion to the
 /// bytes read, whatever lengths they claim, and recurses no deeper than depth_limit. Accepts what
@@ -3431,7 +3584,7 @@ template <message M>
 /// buffer of just that size. The size of an embedded message is needed before its contents can be
 /// written; the meter leaves these sizes in a list from which the writer takes them.
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 /// Sizes of embedded messages in the order in which the walk enters them. The first few need no
 /// allocation.
@@ -3633,7 +3786,7 @@ template <message M>
 
 // ---- conclave/detail/wire/kv_tables.hpp ----
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<range_request> {
@@ -3691,7 +3844,7 @@ struct table<compaction_response> {
 
 // ---- conclave/detail/wire/lease_tables.hpp ----
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<lease_grant_request> {
@@ -3757,7 +3910,7 @@ struct table<lease_leases_response> {
 
 // ---- conclave/detail/wire/maintenance_tables.hpp ----
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<status_request> {
@@ -3785,7 +3938,7 @@ struct table<status_response> {
 
 // ---- conclave/detail/wire/txn_tables.hpp ----
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<compare> {
@@ -3821,7 +3974,7 @@ struct table<txn_response> {
 /// Requests and responses of the watch service: one stream carries many watches, each with an id
 /// that is unique on its stream.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Kinds of events that the server shall leave out.
 enum class watch_filter : std::int32_t { no_put = 0, no_delete = 1 };
@@ -3915,7 +4068,7 @@ static_assert(!std::is_aggregate_v<watch_cancel_request> && !std::is_aggregate_v
 
 // ---- conclave/detail/wire/watch_tables.hpp ----
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<watch_create_request> {
@@ -3957,7 +4110,7 @@ struct table<watch_response> {
 
 // ---- conclave/detail/engine/call.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 namespace impl {
 
@@ -4056,14 +4209,23 @@ bool is_up_to_date(const Request& request) {
     return std::is_same_v<Request, put_request> || std::is_same_v<Request, delete_range_request>;
 }
 
-inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on);
+inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline);
 
 }  // namespace impl
 
-/// One call to the store, from any executor. Calls that certainly had no effect are repeated while there is
-/// time, and a read is repeated elsewhere when a server is silent. Throws `error`.
+/// Given with a write that does its work once, however often and however late its copies arrive: whoever makes
+/// it has seen to that. What became of it.
+struct resends {
+  /// Attempts whose answer never came. Each may have been applied, or may yet be.
+  int unanswered = 0;
+};
+
+namespace impl {
+
+/// `again`: null for a write that must not be sent twice.
 template <class Request>
-asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Request request) {
+asio::awaitable<rpc::response_of<Request>> send(std::shared_ptr<runtime> on, Request request,
+                                                resends* again) {
   using std::chrono::milliseconds;
   using method = rpc::method<Request>;
   if (on->stopped()) throw error(errc::client_closed);
@@ -4079,6 +4241,11 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
   std::optional<backoff> pause;
   int refused = 0;
   int stale = 0;
+  // A silent server must leave time for another. The only one gets half, once: it may be a follower that has
+  // sent the request on to a leader which hangs or is dead, and the next attempt goes to a new leader.
+  const bool elsewhere = on->servers().size() > 1;
+  const bool repeatable = kind == rpc::call_kind::read ? elsewhere : again != nullptr;
+  bool leaves_time = repeatable;
   while (true) {
     const auto connect_limit = std::min(on->options().connect_timeout, left());
     const std::shared_ptr<rpc::transport> server = co_await impl::connected_server(on, connect_limit);
@@ -4087,14 +4254,12 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
     token by;
     if constexpr (!impl::goes_unsigned<Request>) {
       if (on->user() != nullptr) {
-        by = co_await impl::current_token(on);
+        by = co_await impl::current_token(on, deadline);
         if (!by.text.empty()) headers.emplace_back("token", by.text.reveal());
       }
     }
     const auto sent = on->floor().now();
-    // A silent server must leave time for another; a write must not be sent twice.
-    const bool elsewhere = kind == rpc::call_kind::read && on->servers().size() > 1;
-    const auto limit = elsewhere ? std::max(left() / 2, std::min(left(), milliseconds{500})) : left();
+    const auto limit = leaves_time ? std::max(left() / 2, std::min(left(), milliseconds{500})) : left();
     rpc::transport* const asked = server.get();
     auto start = [asked, limit, &bytes,
                   &headers](std::unique_ptr<rpc::receiver<rpc::unary_result>> receiver) {
@@ -4140,10 +4305,16 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
         continue;
       }
     }
+    if (code == errc::outcome_unknown && again != nullptr) ++again->unanswered;
     const bool silent = code == errc::timed_out || code == errc::outcome_unknown;
     if (code == errc::unavailable || silent) on->leave(*server);
-    if (code == errc::timed_out && elsewhere && on->now() + milliseconds{100} < deadline) continue;
-    if (code == errc::unavailable) {
+    if (repeatable && result.state.code == rpc::status_code::deadline_exceeded) {
+      leaves_time = elsewhere;
+      if (on->now() + milliseconds{100} < deadline) continue;
+    }
+    const bool broke = result.state.code == rpc::status_code::unavailable ||
+                       result.state.code == rpc::status_code::cancelled;
+    if (code == errc::unavailable || (again != nullptr && broke)) {
       if (!pause) pause.emplace(milliseconds{20}, milliseconds{500}, on->seed());
       const auto next = on->now() + pause->next();
       if (next < deadline) {
@@ -4154,6 +4325,39 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
     throw error(code, method::name, server->endpoint(), static_cast<int>(result.state.code),
                 result.state.message);
   }
+}
+
+/// The same; what an attempt without an answer leaves in doubt is not denied by the failure of a later one.
+template <class Request>
+asio::awaitable<rpc::response_of<Request>> send_again(std::shared_ptr<runtime> on, Request request,
+                                                      resends* again) {
+  try {
+    rpc::response_of<Request> answer = co_await send(std::move(on), std::move(request), again);
+    co_return answer;
+  } catch (const error& e) {
+    const auto code = static_cast<errc>(e.code().value());
+    const bool refused = code == errc::unauthenticated || code == errc::certificate_refused;
+    if (again->unanswered == 0 || !(refused || rpc::worth_retrying(code))) throw;
+    const std::string_view text = e.rpc().empty() ? std::string_view{e.what()} : e.server_text();
+    throw error(errc::outcome_unknown, rpc::method<Request>::name, e.endpoint(), e.grpc_status(), text);
+  }
+}
+
+}  // namespace impl
+
+/// One call to the store, from any executor. Calls that certainly had no effect are repeated while there is
+/// time, and a read is repeated elsewhere when a server is silent. Throws `error`.
+template <class Request>
+asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Request request) {
+  return impl::send(std::move(on), std::move(request), nullptr);
+}
+
+/// The same for a write that may be sent again: when a server is silent for half of the time that is left, and
+/// when a connection breaks, it goes to another, or to the only one once more. `again` must outlive the call.
+template <class Request>
+asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Request request,
+                                                resends& again) {
+  return impl::send_again(std::move(on), std::move(request), &again);
 }
 
 namespace impl {
@@ -4174,6 +4378,8 @@ inline asio::awaitable<void> authenticate(std::shared_ptr<runtime> on) {
     const bool unwanted = e.server_text().find("authentication is not enabled") != std::string::npos;
     if (!unwanted) failed = std::current_exception();
     for_good = e.code() == errc::unauthenticated;
+  } catch (...) {  // out of memory
+    failed = std::current_exception();
   }
   if (failed)
     on->user()->failed(failed, for_good, on->now());
@@ -4181,12 +4387,17 @@ inline asio::awaitable<void> authenticate(std::shared_ptr<runtime> on) {
     on->user()->got(std::move(text), on->now());
 }
 
-inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on) {
+/// The token to make a call with that has time until `deadline`; throws `timed_out` then: the servers' answer may
+/// take longer, and nothing has been sent.
+inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline) {
   if (auto have = on->user()->current()) co_return *std::move(have);
   runtime* const where = on.get();
-  auto start = [where](std::shared_ptr<waiter<token>> waiting) {
-    if (where->user()->wait(std::move(waiting), where->now()))
-      where->spawn(authenticate(where->shared_from_this()));
+  auto start = [where, deadline](const std::shared_ptr<waiter<token>>& waiting) {
+    const auto id = where->at(deadline, [waiting] {
+      waiting->fail(std::make_exception_ptr(error(errc::timed_out, rpc::method<authenticate_request>::name)));
+    });
+    waiting->on_end([where, id] { where->cancel(id); });
+    if (where->user()->wait(waiting, where->now())) where->spawn(authenticate(where->shared_from_this()));
   };
   co_return co_await wait<token>(std::move(on), std::move(start));
 }
@@ -4197,7 +4408,7 @@ inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on) {
 
 // ---- conclave/detail/engine/lease_keeper_machine.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Keeps the leases of one keepalive stream alive, and knows for each until when its holder may believe in
 /// it. Pure: events and times go in, actions come out.
@@ -4300,11 +4511,7 @@ public:
     actions out;
     if (stream_ != stream_state::opening) return out;
     stream_ = stream_state::open;
-    // What was under way on the old stream may be lost: ask again at once.
-    for (auto& [id, each] : leases_) {
-      if (std::exchange(each.resend, false)) each.next_send = now;
-    }
-    run(now, out);
+    run(now, out);  // what was under way on the old stream, and may be lost, is still due
     return out;
   }
 
@@ -4323,14 +4530,13 @@ public:
   actions on_answer(lease_id id, duration ttl, time_point now) {
     actions out;
     const auto found = leases_.find(id);
-    if (found == leases_.end() || found->second.in_flight.empty()) return out;  // not ours, or not asked for
+    if (found == leases_.end() || !found->second.asked_at) return out;  // not ours, or not asked for
     auto& each = found->second;
     if (now >= each.valid_until) {  // its holder knows by the time that it is lost: for good
       run(now, out);
       return out;
     }
-    const auto sent = each.in_flight.front();
-    each.in_flight.pop_front();
+    const auto sent = *std::exchange(each.asked_at, std::nullopt);
     backoff_.reset();
     if (ttl > duration::zero()) {
       each.ttl = ttl;
@@ -4379,10 +4585,7 @@ public:
     for (const auto& [id, each] : leases_) {
       at(each.valid_until);
       if (stream_ != stream_state::open || each.confirming) continue;
-      if (each.in_flight.empty())
-        at(each.next_send);
-      else
-        at(each.in_flight.front() + patience(each));
+      at(each.asked_at ? *each.asked_at + patience(each) : each.next_send);
     }
     if (stream_ == stream_state::waiting && !leases_.empty()) at(reopen_at_);
     return out;
@@ -4396,9 +4599,8 @@ private:
     time_point granted;
     time_point valid_until;
     time_point next_send;
-    std::deque<time_point> in_flight;  ///< Answers of a lease come in the order of its requests.
+    std::optional<time_point> asked_at;  ///< A request is under way on this stream: one at a time.
     bool renewed_once = false;
-    bool resend = false;
     bool confirming = false;  ///< `confirm` is under way: nothing is sent meanwhile.
   };
 
@@ -4414,10 +4616,7 @@ private:
   }
 
   void forget_in_flight() {
-    for (auto& [id, each] : leases_) {
-      if (!each.in_flight.empty()) each.resend = true;
-      each.in_flight.clear();
-    }
+    for (auto& [id, each] : leases_) each.asked_at.reset();
   }
 
   void run(time_point now, actions& out) {
@@ -4436,7 +4635,7 @@ private:
     }
     if (stream_ == stream_state::open) {
       const bool silent = std::any_of(leases_.begin(), leases_.end(), [&](const auto& each) {
-        return !each.second.in_flight.empty() && now >= each.second.in_flight.front() + patience(each.second);
+        return each.second.asked_at && now >= *each.second.asked_at + patience(each.second);
       });
       if (silent) {
         forget_in_flight();
@@ -4448,8 +4647,8 @@ private:
     if (stream_ == stream_state::waiting) open(now, out);
     if (stream_ != stream_state::open) return;
     for (auto& [id, each] : leases_) {
-      if (!each.in_flight.empty() || each.confirming || now < each.next_send) continue;
-      each.in_flight.push_back(now);
+      if (each.asked_at || each.confirming || now < each.next_send) continue;
+      each.asked_at = now;
       out.emplace_back(send_keepalive{id});
     }
   }
@@ -4464,7 +4663,7 @@ private:
 
 // ---- conclave/detail/rpc/duplex.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// A duplex stream as awaitables. Copies share the stream. At most one read and one write at a time;
 /// cancelling either ends the stream.
@@ -4512,7 +4711,7 @@ private:
 
 // ---- conclave/detail/engine/stream_link.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// One life of a stream: connects, opens, sends what is queued in order, passes on what comes in, and says
 /// how it ended. On the strand; after `close` it says nothing more.
@@ -4534,7 +4733,7 @@ public:
 
   void send(std::string message) {
     queue_.push_back(std::move(message));
-    if (opened_ && !writing_ && !closed_) runtime_->spawn(write_all(shared_from_this()));
+    if (opened_ && !closed_ && !std::exchange(writing_, true)) runtime_->spawn(write_all(shared_from_this()));
   }
 
   /// Ends the stream at once. With `suspect`, another server is asked next time.
@@ -4555,42 +4754,51 @@ public:
 
 private:
   static asio::awaitable<void> run(std::shared_ptr<stream_link> self, const char* path) {
-    auto& on = self->runtime_;
     rpc::status ended{rpc::status_code::unavailable, "not connected"};
     try {
-      auto server = co_await impl::connected_server(on, on->options().connect_timeout);
-      if (on->user() != nullptr) self->token_ = co_await impl::current_token(on);
-      self->server_ = std::move(server);
+      ended = co_await live(self, path);
     } catch (const error& failed) {
       ended.message = failed.what();
       if (failed.code() == errc::unauthenticated) ended.code = rpc::status_code::unauthenticated;
+    } catch (...) {  // out of memory
     }
-    if (self->server_ && !self->closed_) {
-      rpc::metadata headers{{"hasleader", "true"}};
-      if (!self->token_.text.empty()) headers.emplace_back("token", self->token_.text.reveal());
-      self->duplex_.emplace(self->server_->open(path, std::move(headers)));
-      const bool started = co_await self->duplex_->start();
-      if (started && !self->closed_) {
-        self->opened_ = true;
-        // What the owner sends from here on is written by a coroutine beside this one.
-        auto opened = self->to_.on_open;
-        if (opened) opened();
-        while (true) {
-          std::optional<std::string> message = co_await self->duplex_->read();
-          if (!message || self->closed_) break;
-          auto deliver = self->to_.on_message;
-          deliver(std::move(*message));
-        }
-      }
-      // One that the server has ended must not be cancelled: that would be all that is told of it.
-      if (self->closed_) self->duplex_->cancel();
-      ended = co_await self->duplex_->finish();
-      if (!self->closed_) self->judge(ended);
-    }
+    if (self->duplex_) self->duplex_->cancel();  // of use after an exception alone
     if (std::exchange(self->closed_, true)) co_return;
     auto closed = std::move(self->to_.on_closed);
     self->to_ = {};
     if (closed) closed(std::move(ended));
+  }
+
+  /// From the connection to the end of the stream.
+  static asio::awaitable<rpc::status> live(std::shared_ptr<stream_link> self, const char* path) {
+    auto& on = self->runtime_;
+    auto server = co_await impl::connected_server(on, on->options().connect_timeout);
+    if (on->user() != nullptr)
+      self->token_ = co_await impl::current_token(on, on->now() + on->options().request_timeout);
+    rpc::status ended;
+    if (self->closed_) co_return ended;
+    self->server_ = std::move(server);
+    rpc::metadata headers{{"hasleader", "true"}};
+    if (!self->token_.text.empty()) headers.emplace_back("token", self->token_.text.reveal());
+    self->duplex_.emplace(self->server_->open(path, std::move(headers)));
+    const bool started = co_await self->duplex_->start();
+    if (started && !self->closed_) {
+      self->opened_ = true;
+      // What the owner sends from here on is written by a coroutine beside this one.
+      auto opened = self->to_.on_open;
+      if (opened) opened();
+      while (true) {
+        std::optional<std::string> message = co_await self->duplex_->read();
+        if (!message || self->closed_) break;
+        auto deliver = self->to_.on_message;
+        deliver(std::move(*message));
+      }
+    }
+    // One that the server has ended must not be cancelled: that would be all that is told of it.
+    if (self->closed_) self->duplex_->cancel();
+    ended = co_await self->duplex_->finish();
+    if (!self->closed_) self->judge(ended);
+    co_return ended;
   }
 
   /// What the end of an open stream says about its server and its token.
@@ -4605,12 +4813,15 @@ private:
   }
 
   static asio::awaitable<void> write_all(std::shared_ptr<stream_link> self) {
-    if (std::exchange(self->writing_, true)) co_return;
-    while (!self->queue_.empty() && !self->closed_) {
-      std::string message = std::move(self->queue_.front());
-      self->queue_.pop_front();
-      const bool sent = co_await self->duplex_->write(std::move(message));
-      if (!sent) break;  // the reading side says why
+    try {
+      while (!self->queue_.empty() && !self->closed_) {
+        std::string message = std::move(self->queue_.front());
+        self->queue_.pop_front();
+        const bool sent = co_await self->duplex_->write(std::move(message));
+        if (!sent) break;  // the reading side says why
+      }
+    } catch (...) {  // out of memory
+      self->duplex_->cancel();
     }
     self->writing_ = false;
   }
@@ -4630,7 +4841,7 @@ private:
 
 // ---- conclave/detail/engine/lease_keeper.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Drives lease keepers: a stream for every few leases, since a server works through a stream one by one and
 /// a sick lease holds up its neighbours. On the strand.
@@ -4810,7 +5021,7 @@ private:
 
 // ---- conclave/detail/engine/linger.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Something that is worth keeping for a while after its last use, such as a standing watch.
 class lingering {
@@ -4885,7 +5096,7 @@ private:
 
 // ---- conclave/detail/engine/watch_hub_machine.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Carries many watches on one stream and resumes them over reconnects. Pure: messages and times go in,
 /// actions come out.
@@ -5245,7 +5456,7 @@ private:
 
 // ---- conclave/detail/engine/watch_hub.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Who hears of a watch. Called on the strand; the listener may add and remove watches meanwhile.
 class watch_listener {
@@ -5433,7 +5644,7 @@ private:
 
 // ---- conclave/detail/engine/write_combiner_machine.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Gathers independent writes while one is under way, and sends what has gathered as one transaction: one
 /// proposal to the cluster instead of many. Pure: writes, answers and times go in, actions come out.
@@ -5458,6 +5669,8 @@ namespace conclave::detail::engine {
 ///
 /// What may not share keeps its order of arrival; everything else may overtake. The oldest that may go always
 /// goes, so that a member never starves for being large or often in conflict.
+///
+/// A batch of members that all may be sent twice may be sent twice; one that has another among them may not.
 ///
 /// A batch that is refused for what may be one member's fault was not applied. Its halves are tried, and so
 /// on, until whoever is at fault gets its own error and everybody else an answer.
@@ -5503,19 +5716,24 @@ public:
     std::string lane;
     /// It may share a batch with members of its lane that say the same, which keep their order in it.
     bool may_share = false;
+    /// It does its work once, however often and however late its copies arrive.
+    bool repeatable = false;
     /// Its encoded size.
     std::size_t bytes = 0;
   };
 
-  /// Send this; tell `on_answer` or `on_failed`.
+  /// Send this, more than once if need be and `repeatable` says so; tell `on_answer` or `on_failed`.
   struct send {
     batch_id batch = 0;
     txn request;
+    bool repeatable = false;
     friend bool operator==(const send&, const send&) = default;
   };
   struct answered {
     handle who = 0;
     txn_response answer;
+    /// An attempt before the one that was answered may have been applied, or may yet be.
+    bool repeated = false;
     friend bool operator==(const answered&, const answered&) = default;
   };
   struct failed {
@@ -5561,9 +5779,10 @@ public:
       waiting_.erase(each);
   }
 
-  actions on_answer(batch_id id, txn_response answer, time_point now) {
+  /// `repeated`: attempts before this one had no answer.
+  actions on_answer(batch_id id, txn_response answer, time_point now, bool repeated = false) {
     actions out;
-    auto members = take(id);
+    auto members = take(id, repeated);
     if (members.empty()) return out;
     if (members.size() == 1) {
       finish(members.front(), std::move(answer), out);
@@ -5583,10 +5802,10 @@ public:
     return out;
   }
 
-  /// The batch failed, by the error of the call.
-  actions on_failed(batch_id id, errc code, time_point now) {
+  /// The batch failed, by the error of the call. `repeated`: attempts before the last one had no answer.
+  actions on_failed(batch_id id, errc code, time_point now, bool repeated = false) {
     actions out;
-    auto members = take(id);
+    auto members = take(id, repeated);
     if (members.empty()) return out;
     if (code == errc::no_space) full_ = true;
     if (members.size() > 1 && may_be_of_one(code)) {
@@ -5634,6 +5853,7 @@ private:
     std::size_t most = 0;
     bool charged = false;  ///< The server asks for space before it takes it.
     bool sent = false;
+    bool repeated = false;  ///< It may have been applied by an attempt without an answer.
     bool dropped = false;
   };
   using entries = std::list<entry>;
@@ -5733,6 +5953,8 @@ private:
       send next;
       next.batch = ++last_batch_;
       next.request = batch.size() == 1 ? batch.front().what.write : compose(batch);
+      next.repeatable =
+          std::all_of(batch.begin(), batch.end(), [](const entry& each) { return each.what.repeatable; });
       for (auto& each : batch) each.sent = true;
       under_way_.emplace(next.batch, std::move(batch));
       out.emplace_back(std::move(next));
@@ -5748,7 +5970,9 @@ private:
     std::size_t heaviest = 0;
     std::size_t passed_over = 0;
     for (auto next = waiting_.begin(); next != waiting_.end() && passed_over < most_passed_over;) {
-      if (!batch.empty() && batch.size() >= batch.front().most) break;
+      if (!batch.empty() &&
+          (batch.size() >= batch.front().most || batch.size() + 1 + heaviest > limits_.most_operations))
+        break;
       const auto each = next++;
       const auto size = each->what.bytes + wrapping;
       bool joins = !ahead.conflict(*each);
@@ -5786,12 +6010,13 @@ private:
     return whole;
   }
 
-  entries take(batch_id id) {
+  entries take(batch_id id, bool repeated) {
     entries out;
     const auto found = under_way_.find(id);
     if (found == under_way_.end()) return out;
     out = std::move(found->second);
     under_way_.erase(found);
+    for (auto& each : out) each.repeated = each.repeated || repeated;
     return out;
   }
 
@@ -5808,9 +6033,15 @@ private:
     if (each.dropped) return;
     by_handle_.erase(each.id);
     if constexpr (std::is_same_v<Result, errc>)
-      out.emplace_back(failed{each.id, result});
+      out.emplace_back(
+          failed{each.id, each.repeated && says_not_applied(result) ? errc::outcome_unknown : result});
     else
-      out.emplace_back(answered{each.id, std::move(result)});
+      out.emplace_back(answered{each.id, std::move(result), each.repeated});
+  }
+
+  /// It is said of the last attempt, and no comfort if one before it had no answer.
+  static bool says_not_applied(errc code) noexcept {
+    return code == errc::timed_out || code == errc::unavailable || code == errc::too_many_requests;
   }
 
   static bool well_formed(const txn_response& answer, std::size_t members) {
@@ -5869,7 +6100,7 @@ private:
 
 // ---- conclave/detail/engine/write_combiner.hpp ----
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// What the order of a write counts in; see `write_combiner_machine`. Not an aggregate, because of GCC 12.
 struct write_lane {
@@ -5915,11 +6146,23 @@ public:
   ///
   /// Cancellation: a write that waits is not sent; one that is on its way may be applied.
   asio::awaitable<txn_response> apply(txn write, write_lane lane = {}) {
-    write_combiner_machine::member what;
-    what.bytes = size_of(write) + 2 * runtime_->keys().prefix().size() * count_keys(write);
-    what.write = std::move(write);
+    auto what = member_of(std::move(write));
     what.lane = std::move(lane.name);
     what.may_share = lane.may_share;
+    return answer_to(shared_from_this(), std::move(what));
+  }
+
+  struct applied {
+    txn_response answer;
+    /// An attempt before the one that was answered may have been applied, or may yet be.
+    bool repeated = false;
+  };
+
+  /// The same for a write that does its work once, however often and however late its copies arrive: it goes
+  /// again when there is no answer, unless it shares its batch with one that must not.
+  asio::awaitable<applied> apply_repeatable(txn write) {
+    auto what = member_of(std::move(write));
+    what.repeatable = true;
     return wait_for(shared_from_this(), std::move(what));
   }
 
@@ -5929,7 +6172,14 @@ public:
 
 private:
   using handle = write_combiner_machine::handle;
-  using caller = std::shared_ptr<waiter<txn_response>>;
+  using caller = std::shared_ptr<waiter<applied>>;
+
+  [[nodiscard]] write_combiner_machine::member member_of(txn write) const {
+    write_combiner_machine::member what;
+    what.bytes = size_of(write) + 2 * runtime_->keys().prefix().size() * count_keys(write);
+    what.write = std::move(write);
+    return what;
+  }
 
   static std::size_t size_of(const txn& write) {
     wire::size_list sizes;
@@ -5948,10 +6198,18 @@ private:
     return out;
   }
 
-  static asio::awaitable<txn_response> wait_for(std::shared_ptr<write_combiner> self,
-                                                write_combiner_machine::member what) {
+  static asio::awaitable<applied> wait_for(std::shared_ptr<write_combiner> self,
+                                           write_combiner_machine::member what) {
     auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-    co_return co_await wait<txn_response>(self->runtime_, std::move(start));
+    applied out = co_await wait<applied>(self->runtime_, std::move(start));
+    co_return out;
+  }
+
+  static asio::awaitable<txn_response> answer_to(std::shared_ptr<write_combiner> self,
+                                                 write_combiner_machine::member what) {
+    auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
+    applied out = co_await wait<applied>(self->runtime_, std::move(start));
+    co_return std::move(out.answer);
   }
 
   void add(const caller& who, write_combiner_machine::member what) {
@@ -5974,7 +6232,7 @@ private:
       if (auto* sends = std::get_if<write_combiner_machine::send>(&each)) {
         runtime_->spawn(carry(shared_from_this(), std::move(*sends)));
       } else if (auto* done = std::get_if<write_combiner_machine::answered>(&each)) {
-        if (const auto who = caller_of(done->who)) who->complete(std::move(done->answer));
+        if (const auto who = caller_of(done->who)) who->complete({std::move(done->answer), done->repeated});
       } else if (const auto* failed = std::get_if<write_combiner_machine::failed>(&each)) {
         if (const auto who = caller_of(failed->who)) who->fail(reason(failed->code, why));
       }
@@ -6009,16 +6267,21 @@ private:
                                      write_combiner_machine::send what) {
     txn_response answer;
     std::exception_ptr failed;
+    resends again;
     try {
-      answer = co_await call(self->runtime_, std::move(what.request));
+      if (what.repeatable)
+        answer = co_await call(self->runtime_, std::move(what.request), again);
+      else
+        answer = co_await call(self->runtime_, std::move(what.request));
     } catch (...) {
       failed = std::current_exception();
     }
     const auto now = self->runtime_->now();
+    const bool repeated = again.unanswered > 0;
     if (failed)
-      self->act(self->machine_.on_failed(what.batch, code_of(failed), now), failed);
+      self->act(self->machine_.on_failed(what.batch, code_of(failed), now, repeated), failed);
     else
-      self->act(self->machine_.on_answer(what.batch, std::move(answer), now), nullptr);
+      self->act(self->machine_.on_answer(what.batch, std::move(answer), now, repeated), nullptr);
   }
 
   std::shared_ptr<runtime> runtime_;
@@ -6031,7 +6294,7 @@ private:
 
 // ---- conclave/detail/client/client_state.hpp ----
 
-namespace conclave::detail::client {
+namespace conclave::inline CONCLAVE_ABI::detail::client {
 
 /// What all copies of a client share. The last handle's end closes the streams, behind itself.
 class client_state {
@@ -6069,7 +6332,7 @@ public:
   }
 
   [[nodiscard]] const std::shared_ptr<engine::runtime>& runtime() const noexcept { return runtime_; }
-  [[nodiscard]] engine::lease_keeper& keeper() const noexcept { return *keeper_; }
+  [[nodiscard]] const std::shared_ptr<engine::lease_keeper>& keeper() const noexcept { return keeper_; }
   [[nodiscard]] const std::shared_ptr<engine::watch_hub>& hub() const noexcept { return hub_; }
   /// For writes that are independent of all others.
   [[nodiscard]] const std::shared_ptr<engine::write_combiner>& writes() const noexcept { return writes_; }
@@ -6079,10 +6342,9 @@ public:
   /// On the strand.
   template <class T, class Make>
   std::shared_ptr<T> shared(const std::string& name, Make make) {
-    auto& slot = shared_[name];
-    if (auto found = std::static_pointer_cast<T>(slot.lock())) return found;
-    std::shared_ptr<T> made = make();
-    slot = made;
+    if (auto found = find_shared<T>(name)) return found;
+    std::shared_ptr<T> made = make();  // which may share something else
+    shared_[name] = made;
     if (++inserted_ % 256 == 0)
       std::erase_if(shared_, [](const auto& each) { return each.second.expired(); });
     return made;
@@ -6119,7 +6381,7 @@ private:
 
 // ---- conclave/detail/client/deletion_wait.hpp ----
 
-namespace conclave::detail::client {
+namespace conclave::inline CONCLAVE_ABI::detail::client {
 
 /// Waits until a key is gone: watches from now, then reads; whatever happens after that read reaches the
 /// watch. On the strand.
@@ -6155,13 +6417,14 @@ public:
   }
 
 private:
-  /// See `runtime::next_look`.
+  /// See `runtime::look_later`.
   void plan_look() {
-    look_timer_ = client_->runtime()->at(client_->runtime()->next_look(), [weak = weak_from_this()] {
+    look_timer_ = client_->runtime()->look_later([weak = weak_from_this()] {
       const auto self = weak.lock();
-      if (!self) return;
+      if (!self || !self->done_->waiting()) return false;
       self->plan_look();
       self->client_->runtime()->spawn(read(self));
+      return true;
     });
   }
 
@@ -6216,7 +6479,12 @@ private:
 
 // ---- conclave/detail/client/lease_state.hpp ----
 
-namespace conclave::detail::client {
+namespace conclave::inline CONCLAVE_ABI::detail::client {
+
+/// Of our own choice, so that asking twice for a lease cannot leave two behind.
+inline lease_id new_lease_id(engine::runtime& on) {
+  return static_cast<lease_id>((on.seed() & 0x7fff'ffff'ffff'ffffULL) | 1ULL);
+}
 
 /// Ends a lease behind whoever let go of it: tries until the server agrees or the lease's time is over
 /// anyway. A grant that was given up may be applied shortly after the revocation which follows it, since a
@@ -6228,7 +6496,8 @@ inline asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, 
     try {
       lease_revoke_request request;
       request.id = id;
-      (void)co_await engine::call(on, std::move(request));
+      engine::resends again;
+      (void)co_await engine::call(on, std::move(request), again);
       co_return;
     } catch (const error& failed) {
       const bool again = rpc::worth_retrying(static_cast<errc>(failed.code().value())) ||
@@ -6301,14 +6570,14 @@ public:
       const bool reset = why == engine::lease_keeper_machine::loss::cluster_reset;
       if (const auto self = weak.lock()) self->end(reset ? phase::reset : phase::lost);
     };
-    client_->keeper().add(id_, ttl_, granted_, std::move(to));
+    client_->keeper()->add(id_, ttl_, granted_, std::move(to));
   }
 
   /// The lease is gone, whoever found out: every wait and hold under it ends. Any thread.
   void mark_lost() { end(phase::lost); }
 
   /// Something that lives by the lease is gone: if the lease is, too, that should be known soon.
-  void doubt() { client_->keeper().renew(id_); }
+  void doubt() { client_->keeper()->renew(id_); }
 
   /// The owner lets go; the server has yet to be told. Any thread.
   void mark_closed() { end(phase::closed); }
@@ -6320,10 +6589,8 @@ public:
       each->complete(make_error_code(why_ended()));
       return;
     }
-    waiting_.push_back(each);
-    each->on_cancel([self = shared_from_this(), raw = each.get()] {
-      std::erase_if(self->waiting_, [raw](const end_waiter& other) { return other.get() == raw; });
-    });
+    const auto place = waiting_.push_back(each);
+    each->on_cancel([self = shared_from_this(), place] { self->waiting_.remove(place); });
   }
 
   /// What recipes keep beside the lease, found by name, or made by `make`.
@@ -6346,10 +6613,10 @@ private:
   }
 
   void tell_end() {
-    client_->keeper().remove(id_);
+    client_->keeper()->remove(id_);
     const auto why = why_ended();
     for (const auto& [name, part] : std::exchange(parts_, {})) part->on_lease_end(why);
-    for (const auto& each : std::exchange(waiting_, {})) each->complete(make_error_code(why));
+    for (const auto& each : waiting_.take_all()) each->complete(make_error_code(why));
   }
 
   std::shared_ptr<client_state> client_;
@@ -6358,7 +6625,7 @@ private:
   engine::time_point granted_;
   std::atomic<engine::duration::rep> valid_until_;
   std::atomic<phase> phase_{phase::alive};
-  std::vector<end_waiter> waiting_;
+  engine::waiting_list<end_waiter> waiting_;
   std::unordered_map<std::string, std::shared_ptr<lease_part>> parts_;
 };
 
@@ -6374,7 +6641,8 @@ inline asio::awaitable<void> revoke(std::shared_ptr<lease_state> state) {
   try {
     lease_revoke_request request;
     request.id = state->id();
-    (void)co_await engine::call(on, std::move(request));
+    engine::resends again;
+    (void)co_await engine::call(on, std::move(request), again);
   } catch (const error& e) {
     if (e.code() == errc::lease_not_found) co_return;
     failed = std::current_exception();
@@ -6429,15 +6697,16 @@ inline bool certainly_not_granted(errc code) noexcept {
   }
 }
 
-/// Grants a lease under an id of our own choice, so that asking twice cannot leave two behind, and keeps it.
+/// Grants a lease and keeps it.
 inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_ptr<client_state> of,
                                                                     std::chrono::seconds ttl) {
   if (ttl < std::chrono::seconds{1} || ttl > std::chrono::hours{24 * 365})
     throw error(errc::invalid_argument, "ttl: must be 1 second to 365 days");
   const auto on = of->runtime();
-  const auto id = static_cast<lease_id>((on->seed() & 0x7fff'ffff'ffff'ffffULL) | 1ULL);
+  const auto id = new_lease_id(*on);
   engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::milliseconds{500}, on->seed()};
   const auto first_sent = on->now();
+  engine::resends again;
   bool may_exist = false;
   std::exception_ptr failed;
   while (true) {
@@ -6446,7 +6715,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
       lease_grant_request request;
       request.id = id;
       request.ttl = ttl.count();
-      const lease_grant_response granted = co_await engine::call(on, std::move(request));
+      const lease_grant_response granted = co_await engine::call(on, std::move(request), again);
       if (granted.id != id || granted.ttl <= 0)
         throw error(errc::unexpected_response, "Lease.LeaseGrant answered for another lease");
       auto state = std::make_shared<lease_state>(of, id, engine::lease_keeper::lease_time(granted.ttl), sent);
@@ -6454,6 +6723,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
       on->run([state] { state->start(); });
       co_return owner;
     } catch (const error& e) {
+      may_exist = may_exist || again.unanswered > 0;
       const bool exists = e.code() == errc::lease_exists;
       if (exists && may_exist) {
         // An earlier attempt went through though its answer got lost; count from its beginning.
@@ -6463,9 +6733,9 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
         co_return owner;
       }
       may_exist = may_exist || !certainly_not_granted(static_cast<errc>(e.code().value()));
-      const bool again = e.code() == errc::outcome_unknown && on->now() - first_sent < ttl &&
-                         on->now() - first_sent < 2 * on->options().request_timeout;
-      if (!again) failed = std::current_exception();
+      const bool once_more = e.code() == errc::outcome_unknown && on->now() - first_sent < ttl &&
+                             on->now() - first_sent < 2 * on->options().request_timeout;
+      if (!once_more) failed = std::current_exception();
     } catch (...) {
       may_exist = true;
       failed = std::current_exception();
@@ -6486,7 +6756,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
 
 // ---- conclave/detail/rpc/grpc_reactor.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// What the completion queue hands back.
 class grpc_tag {
@@ -6593,7 +6863,7 @@ inline status to_status(const grpc::Status& from) {
 
 // ---- conclave/detail/rpc/grpc_channel.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// One gRPC channel to one server, and a standing watch on its connectivity. The watch keeps the channel
 /// reconnecting (gRPC 1.51 may otherwise stay disconnected for ever once nothing waits) and wakes those who
@@ -6763,7 +7033,7 @@ private:
 
 // ---- conclave/detail/rpc/grpc_stream.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// A duplex stream of gRPC. Every operation under way keeps the stream alive, so its context outlives
 /// whatever gRPC still has to write into.
@@ -6865,7 +7135,7 @@ private:
 
 // ---- conclave/detail/rpc/grpc_transport.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// The real way out: one server through gRPC.
 class grpc_transport final : public transport {
@@ -6960,7 +7230,7 @@ private:
 
 // ---- conclave/detail/rpc/steady_clock.hpp ----
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// Real time: `std::chrono::steady_clock` and Asio's timers.
 class steady_clock final : public clock {
@@ -6972,9 +7242,13 @@ public:
     return std::chrono::duration_cast<std::chrono::nanoseconds>(since_epoch).count();
   }
 
+  // The device may take tens of microseconds, as much as the rest of a call: it is asked once. From there on it
+  // is splitmix64, which gives no number twice.
   [[nodiscard]] std::uint64_t entropy() override {
-    std::random_device device;
-    return (std::uint64_t{device()} << 32U) | device();
+    auto out = next_.fetch_add(0x9e37'79b9'7f4a'7c15U, std::memory_order_relaxed);
+    out = (out ^ (out >> 30U)) * 0xbf58'476d'1ce4'e5b9U;
+    out = (out ^ (out >> 27U)) * 0x94d0'49bb'1331'11ebU;
+    return out ^ (out >> 31U);
   }
 
   [[nodiscard]] std::unique_ptr<timer> make_timer(const asio::any_io_executor& executor) override {
@@ -6982,6 +7256,11 @@ public:
   }
 
 private:
+  static std::uint64_t from_device() {
+    std::random_device device;
+    return (std::uint64_t{device()} << 32U) | device();
+  }
+
   class asio_timer final : public timer {
   public:
     explicit asio_timer(const asio::any_io_executor& executor) : timer_(executor) {}
@@ -7010,13 +7289,15 @@ private:
     asio::steady_timer timer_;
     std::shared_ptr<std::uint64_t> round_ = std::make_shared<std::uint64_t>(0);
   };
+
+  std::atomic<std::uint64_t> next_{from_device()};
 };
 
 }  // namespace conclave::detail::rpc
 
 // ---- conclave/kept_lease.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// A lease that the client keeps alive, made by `client::keep_lease`: what a session is built on, and what to
 /// build one's own recipe on. Copies share the lease; the last one's end revokes it behind itself. Any
@@ -7069,7 +7350,7 @@ private:
 
 // ---- conclave/watcher.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What a watch may be told besides its keys.
 struct watch_options {
@@ -7080,9 +7361,11 @@ struct watch_options {
   /// Leave out puts, or deletions.
   bool no_put = false;
   bool no_delete = false;
-  /// Events kept for a slow consumer. Beyond that the watch stops and later continues where it stopped:
-  /// nothing is lost unless the server compacts it meanwhile, which is then reported.
+  /// Events kept for a slow consumer, and bytes of memory that they take. Beyond either the watch stops, and later
+  /// continues where it stopped: nothing is lost unless the server compacts it meanwhile, which is then
+  /// reported. What comes together (up to a thousand revisions, when a watch has to catch up) is taken whole.
   std::size_t max_buffered_events = 4096;
+  std::size_t max_buffered_bytes = std::size_t{16} * 1024 * 1024;
 };
 static_assert(std::is_trivially_destructible_v<watch_options>);
 
@@ -7122,9 +7405,11 @@ public:
       return;
     }
     if (!buffer_.empty()) {
-      buffered_ -= buffer_.front().size();
-      each->complete(std::move(buffer_.front()));
+      auto batch = std::move(buffer_.front());
       buffer_.pop_front();
+      buffered_ -= batch.size();
+      buffered_bytes_ -= bytes_of(batch);
+      each->complete(std::move(batch));
       if (buffer_.empty() && resume_at_ != 0) start(std::exchange(resume_at_, 0));
       return;
     }
@@ -7138,7 +7423,7 @@ public:
 
   /// Nobody has seen it yet.
   void give_back(std::vector<event> batch) {
-    buffered_ += batch.size();
+    count(batch);
     buffer_.push_front(std::move(batch));
   }
 
@@ -7149,12 +7434,14 @@ public:
       to->complete(std::move(batch));
       return;
     }
-    if (!buffer_.empty() && buffered_ + batch.size() > options_.max_buffered_events) {
+    const bool fits = buffered_ + batch.size() <= options_.max_buffered_events &&
+                      buffered_bytes_ + bytes_of(batch) <= options_.max_buffered_bytes;
+    if (!buffer_.empty() && !fits) {
       resume_at_ = batch.front().kv->mod_revision;
       stop();
       return;
     }
-    buffered_ += batch.size();
+    count(batch);
     buffer_.push_back(std::move(batch));
   }
 
@@ -7168,6 +7455,21 @@ public:
   }
 
 private:
+  static std::size_t bytes_of(const std::vector<event>& batch) {
+    std::size_t sum = 0;
+    for (const auto& each : batch) {
+      sum += sizeof(event);
+      for (const auto* kv : {&each.kv, &each.prev_kv})
+        if (*kv) sum += (*kv)->key.size() + (*kv)->value.size();
+    }
+    return sum;
+  }
+
+  void count(const std::vector<event>& batch) {
+    buffered_ += batch.size();
+    buffered_bytes_ += bytes_of(batch);
+  }
+
   void end(std::exception_ptr why) {
     watch_ = 0;
     ended_ = std::move(why);
@@ -7181,6 +7483,7 @@ private:
   engine::watch_hub::handle watch_ = 0;
   std::deque<std::vector<event>> buffer_;
   std::size_t buffered_ = 0;
+  std::size_t buffered_bytes_ = 0;
   revision resume_at_ = 0;
   batch_waiter waiting_;
   std::exception_ptr ended_;
@@ -7249,7 +7552,7 @@ private:
 
 // ---- conclave/client.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What became of `client::compare_and_put`.
 struct compare_and_put_result {
@@ -7265,13 +7568,17 @@ struct compare_and_put_result {
 /// any coroutine and any thread at a time.
 ///
 /// Every operation is an awaitable that completes on the executor of the coroutine which awaits it, throws
-/// `conclave::error`, and is bounded by `client_options::request_timeout`. Common to all: `unavailable` (no
-/// server within the connect timeout; certainly not applied), `timed_out` (a read without an answer),
-/// `outcome_unknown` (a write whose answer got lost; it may have been applied), `permission_denied`,
-/// `unauthenticated` (the user's name or password is wrong), `certificate_refused`, `malformed_response`,
-/// `cluster_reset` (the store went back in time or is another one: data wiped, or restored from a backup; every
-/// session, wait, hold and watch of the client ends with it, and the client may then be used on). Cancelling an operation cancels its call and throws `cancelled` promptly; a write
-/// may have been applied then. Each operation is one round trip; each write is one raft proposal.
+/// `conclave::error`, and is bounded by `client_options::request_timeout`, the waits for a connection and for a
+/// user's token included. Common to all: `unavailable` (no server within the connect timeout; certainly not
+/// applied), `timed_out` (a read without an answer, or a call that had to wait for too long to be sent; nothing
+/// was written), `outcome_unknown` (a write whose answer got lost; it may have been applied),
+/// `permission_denied`, `unauthenticated` (the user's name or password is wrong), `certificate_refused`,
+/// `malformed_response`, `cluster_reset` (the store went back in time or is another one: data wiped, or restored
+/// from a backup; every session, wait, hold and watch of the client ends with it, and the client may then be
+/// used on). Cancelling an operation cancels its call and throws `cancelled` promptly; a write may have been
+/// applied then. Each operation is one round trip; each write is one raft proposal.
+///
+/// A process that forks, and does not exec, makes its clients afterwards: gRPC does not survive a fork.
 ///
 /// The client runs on the executor given, on a strand of its own, and must be destroyed before, or together
 /// with, the executor's context; its destructor does not block. A context has work as long as a client lives
@@ -7316,6 +7623,24 @@ public:
   /// `lease_not_found`, `no_space` (etcd 3.4 may have applied a transaction that it refuses so). A transaction
   /// that only reads is no proposal.
   asio::awaitable<txn_response> txn(conclave::txn request) const { return call(std::move(request)); }
+
+  /// Applies a transaction that is independent of all others, as `txn` does, and shares the cost with them: one
+  /// that comes while another is under way waits for its answer, and goes with all that wait in one round trip
+  /// and one proposal. For many small writes at a time, where each is a success of its own: a put is
+  /// `co_await c.combined_txn(conclave::txn{}.then(conclave::put("key", "value")))`.
+  ///
+  /// Each has its own conditions, answer and error, as if it had been sent alone. But several may be applied at
+  /// one revision, so that revisions do not tell them apart; and they are applied in any order, those that touch
+  /// each other's keys in the order of their calls. Whoever needs an order awaits one before calling the next.
+  /// The recipes' own writes are among those that go together; those of a client with a `user` go alone.
+  ///
+  /// Errors: those of `txn`, and `timed_out` (it waited for others for `client_options::request_timeout`, and was
+  /// not sent) and `outcome_unknown` also when the answers of all that went together exceed
+  /// `client_options::receive_limit`, or when the store is full and this one puts nothing. It may take up to
+  /// twice the request timeout. Cancellation: one that waits is not sent; one under way may be applied.
+  asio::awaitable<txn_response> combined_txn(conclave::txn request) const {
+    return state_->writes()->apply(std::move(request));
+  }
 
   /// Drops the history below revision `before`. Errors beside the common ones: `compacted`,
   /// `future_revision`.
@@ -7499,10 +7824,10 @@ private:
 
 // ---- conclave/fwd.hpp ----
 
-/// Declares the classes of the library and includes nothing: for headers that only name them. It costs no time, where
-/// any other header brings Asio or gRPC with it.
+/// Declares the classes of the library and includes only the version: for headers that only name them. It costs no
+/// time, where any other header brings Asio or gRPC with it.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 class client;
 class client_options;
@@ -7538,7 +7863,7 @@ struct txn_response;
 
 // ---- conclave/detail/pattern/line_machine.hpp ----
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// The keys of a line: `NAME/` and the participant's lease id in lower-case hexadecimal, as etcd's Go package
 /// writes them. Anything else below the prefix is not a participant.
@@ -7635,8 +7960,11 @@ public:
     return found != create_revisions_.end() && found->second == create_revision;
   }
 
-  /// Whether the key stands in line, whatever its incarnation.
-  [[nodiscard]] bool stands_at_all(const std::string& key) const { return create_revisions_.contains(key); }
+  /// The create revision of the key that stands in line, or 0.
+  [[nodiscard]] revision since(const std::string& key) const {
+    const auto found = create_revisions_.find(key);
+    return found == create_revisions_.end() ? 0 : found->second;
+  }
 
   /// Whether nobody is ahead of the key, which stands.
   [[nodiscard]] bool is_first(const std::string& key) const {
@@ -7689,7 +8017,7 @@ private:
 
 // ---- conclave/detail/pattern/line_view.hpp ----
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// Reads all keys below a prefix, page by page, at one revision; from the beginning when that is compacted
 /// meanwhile.
@@ -7799,19 +8127,23 @@ private:
   }
 
   void plan_look() {
-    look_timer_ = runtime_->at(runtime_->next_look(), [weak = weak_from_this()] {
+    look_timer_ = runtime_->look_later([weak = weak_from_this()] {
       const auto self = weak.lock();
-      if (!self) return;
-      self->look_timer_.reset();
-      if (self->members_.empty()) return;
-      const bool waiting = std::any_of(self->members_.begin(), self->members_.end(),
-                                       [](const auto& each) { return each.second->waits_for_change(); });
-      if (waiting) self->runtime_->spawn(look(self, self->round_));
-      self->plan_look();
+      return self && self->look_again();
     });
   }
 
-  /// See `runtime::next_look`.
+  bool look_again() {
+    look_timer_.reset();
+    if (members_.empty()) return false;
+    plan_look();
+    const bool waiting = std::any_of(members_.begin(), members_.end(),
+                                     [](const auto& each) { return each.second->waits_for_change(); });
+    if (waiting) runtime_->spawn(look(shared_from_this(), round_));
+    return waiting;
+  }
+
+  /// See `runtime::look_later`.
   static asio::awaitable<void> look(std::shared_ptr<line_view> self, std::uint64_t round) {
     try {
       const range_response found = co_await read_keys(self->runtime_, self->machine_.grammar().prefix());
@@ -7880,7 +8212,7 @@ private:
 
 // ---- conclave/detail/pattern/line_member.hpp ----
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// What holding a place at the front means to whoever holds it. Shared with the user's guard.
 struct hold {
@@ -7894,12 +8226,12 @@ struct hold {
   // On the strand.
   std::error_code ended;  ///< Why it was lost; empty while held and after a release.
   bool releasing = false;
-  std::vector<std::shared_ptr<engine::waiter<std::error_code>>> waiting;
+  engine::waiting_list<std::shared_ptr<engine::waiter<std::error_code>>> waiting;
 
   void end(std::error_code why) {
     if (!held.exchange(false)) return;
     ended = why;
-    for (const auto& each : std::exchange(waiting, {})) each->complete(why);
+    for (const auto& each : waiting.take_all()) each->complete(why);
   }
 };
 
@@ -7942,19 +8274,16 @@ public:
 
   /// Stands in line until admitted.
   void enter(const waiter& who) {
-    if (refuse_ended(who)) return;
-    queue_.push_back({who, false});
-    who->on_cancel([self = shared_from_this(), raw = who.get()] { self->give_up(raw); });
-    if (phase_ == phase::idle) join();
+    if (!refuse_ended(who)) line_up(who, false);
   }
 
   /// The same until `deadline`; then completes with nothing.
   void enter_until(const waiter& who, engine::time_point deadline) {
-    enter(who);
-    if (!who->waiting()) return;
-    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who] {
+    if (refuse_ended(who)) return;
+    const auto where = line_up(who, false);
+    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who, where] {
       if (!who->waiting()) return;
-      self->give_up(who.get());
+      self->give_up(where);
       who->complete(nullptr);
     });
     who->on_end([on = runtime_, timer] { on->cancel(timer); });
@@ -7967,9 +8296,7 @@ public:
       who->complete(nullptr);
       return;
     }
-    queue_.push_back({who, true});
-    who->on_cancel([self = shared_from_this(), raw = who.get()] { self->give_up(raw); });
-    join();
+    line_up(who, true);
   }
 
   /// Gives the place up; with `last`, in one transaction with the user's. `done` may be null. What fails is
@@ -7992,7 +8319,7 @@ public:
     const auto self = shared_from_this();
     phase_ = phase::ended;
     if (const auto last = std::exchange(hold_, nullptr)) last->end(make_error_code(why));
-    for (auto& each : std::exchange(queue_, {})) each.who->fail(why);
+    for (const auto& each : queue_.take_all()) each.who->fail(why);
     detach();
   }
 
@@ -8033,6 +8360,14 @@ private:
     waiter who;
     bool only_try = false;
   };
+  using local_line = engine::waiting_list<local>;
+
+  local_line::handle line_up(const waiter& who, bool only_try) {
+    const auto where = queue_.push_back({who, only_try});
+    who->on_cancel([self = shared_from_this(), where] { self->give_up(where); });
+    if (phase_ == phase::idle) join();
+    return where;
+  }
 
   bool refuse_ended(const waiter& who) const {
     const auto lease = lease_.lock();
@@ -8098,8 +8433,11 @@ private:
           // Only foreign keys, as far as was looked: stand in line and see who is first.
           ask_only = false;
         }
-        const txn_response answer = co_await self->writes_->apply(self->join_request());
+        const auto applied = co_await self->writes_->apply_repeatable(self->join_request());
+        // A copy that had no answer may put the key when this one's has been deleted.
+        if (applied.repeated) self->may_linger_ = true;
         if (self->phase_ != phase::joining) co_return;
+        const txn_response& answer = applied.answer;
         joined result;
         const auto& first = answer.at(1).range().kvs;
         result.first = !first.empty() && first.front().key == self->key_;
@@ -8169,8 +8507,7 @@ private:
 
   /// A try that had to stand in line because of foreign keys, and is not first.
   void on_refused_in_line() {
-    auto first = std::move(queue_.front());
-    queue_.pop_front();
+    const auto first = queue_.pop_front();
     first.who->complete(nullptr);
     if (queue_.empty()) leave(std::nullopt, nullptr);
   }
@@ -8178,8 +8515,7 @@ private:
   void on_refused() {
     phase_ = phase::idle;
     if (!queue_.empty() && queue_.front().only_try) {
-      auto first = std::move(queue_.front());
-      queue_.pop_front();
+      const auto first = queue_.pop_front();
       first.who->complete(nullptr);
     }
     next();
@@ -8192,8 +8528,7 @@ private:
   void evaluate() {
     if (!view_->line().knows(token_)) return;
     if (gone(token_)) {
-      auto first = std::move(queue_.front());
-      queue_.pop_front();
+      const auto first = queue_.pop_front();
       phase_ = phase::idle;
       doubt_lease();
       first.who->fail(errc::lock_lost);
@@ -8207,10 +8542,8 @@ private:
 
   void admit() {
     phase_ = phase::held;
-    may_linger_ = false;
     hold_ = std::make_shared<hold>(key_, token_);
-    auto first = std::move(queue_.front());
-    queue_.pop_front();
+    const auto first = queue_.pop_front();
     if (!first.who->complete(hold_))
       release(hold_, std::nullopt, nullptr);  // its context is being destroyed
     else if (gone(token_))
@@ -8231,8 +8564,8 @@ private:
   }
 
   /// A waiter that was cancelled or timed out.
-  void give_up(const void* who) {
-    std::erase_if(queue_, [who](const local& each) { return each.who.get() == who; });
+  void give_up(local_line::handle where) {
+    queue_.remove(where);
     if (phase_ == phase::standing && queue_.empty()) leave(std::nullopt, nullptr);
   }
 
@@ -8255,10 +8588,15 @@ private:
         const bool carries = last.has_value();
         last.reset();  // never sent twice
         txn_response answer;
-        if (carries)
+        if (carries) {
           answer = co_await engine::call(self->runtime_, std::move(request));
-        else
+        } else if (token == 0) {  // a copy that arrives late could meet a later place
           answer = co_await self->writes_->apply(std::move(request));
+        } else {
+          auto applied = co_await self->writes_->apply_repeatable(std::move(request));
+          answer = std::move(applied.answer);
+          asked_before = asked_before || applied.repeated;
+        }
         released result;
         // If the guard fails after an answer got lost, it was that attempt which deleted the key.
         result.lost = !answer.succeeded && !asked_before;
@@ -8280,7 +8618,7 @@ private:
     if (done) done->fail(errc::session_lost);
     if (self->phase_ != phase::leaving) co_return;
     self->phase_ = phase::idle;
-    self->token_ = 0;
+    self->left_ = std::max(self->left_, std::exchange(self->token_, 0));
     if (const auto left = std::exchange(self->hold_, nullptr)) left->end({});
     self->next();
   }
@@ -8297,21 +8635,21 @@ private:
   }
 
   void clear_leftover() {
-    if (!view_->line().stands_at_all(key_)) return;
-    token_ = 0;
+    const auto since = view_->line().since(key_);
+    if (since <= left_) return;  // nothing, or the view has yet to hear that it is gone
+    token_ = since;
     may_linger_ = false;
     leave(std::nullopt, nullptr);
   }
 
   void fail_try(const std::exception_ptr& why) {
     if (queue_.empty() || !queue_.front().only_try) return;
-    auto first = std::move(queue_.front());
-    queue_.pop_front();
+    const auto first = queue_.pop_front();
     first.who->fail(why);
   }
 
   void fail_all(const std::exception_ptr& why) {
-    for (auto& each : std::exchange(queue_, {})) each.who->fail(why);
+    for (const auto& each : queue_.take_all()) each.who->fail(why);
   }
 
   std::weak_ptr<client::lease_state> lease_;
@@ -8322,9 +8660,10 @@ private:
   lease_id lease_id_;
   std::string part_name_;
   std::shared_ptr<line_view> view_;
-  std::deque<local> queue_;
+  local_line queue_;
   phase phase_ = phase::idle;
   revision token_ = 0;
+  revision left_ = 0;  ///< The last token that was given up.
   std::shared_ptr<hold> hold_;
   std::exception_ptr view_failed_;
   bool may_linger_ = false;
@@ -8335,7 +8674,7 @@ private:
 
 // ---- conclave/session.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 struct session_options {
   /// For how long what the session holds outlives a crash of this process or a cut from the cluster. The
@@ -8380,8 +8719,8 @@ public:
   asio::awaitable<std::error_code> lost() const { return lease_.lost(); }
 
   /// Ends the session: every wait and hold under it ends with `session_closed`, and all its keys are deleted
-  /// at one revision. One round trip, one proposal. Errors: `unavailable`, `outcome_unknown` when the server
-  /// did not say; closing then goes on behind the caller, as after a cancellation.
+  /// at one revision. One round trip, one proposal. Errors: `unavailable`, `outcome_unknown` when no server
+  /// said so in time; closing then goes on behind the caller, as after a cancellation.
   asio::awaitable<void> close() { return lease_.revoke(); }
 
 private:
@@ -8400,7 +8739,7 @@ private:
 
 // ---- conclave/unique_lock.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// How a transaction under a lock ended.
 enum class commit_outcome {
@@ -8476,18 +8815,16 @@ public:
         w->complete(hold->ended);
         return;
       }
-      hold->waiting.push_back(w);
-      w->on_cancel([hold, raw = w.get()] {
-        std::erase_if(hold->waiting, [raw](const auto& each) { return each.get() == raw; });
-      });
+      const auto place = hold->waiting.push_back(w);
+      w->on_cancel([hold, place] { hold->waiting.remove(place); });
     };
     return detail::engine::wait<std::error_code>(owner_->state()->runtime(), std::move(start));
   }
 
   /// Releases the lock. One round trip, one proposal: a delete which only this hold's own key can meet, so it
   /// never harms a later holder. Errors: `lock_lost` or `session_lost` when the lock had been lost before
-  /// (somebody else may have held it meanwhile); `unavailable`, `outcome_unknown` when the server did not
-  /// say, and releasing goes on behind the caller. Cancellation: releasing goes on behind the caller.
+  /// (somebody else may have held it meanwhile); `unavailable`, `outcome_unknown` when no server said so within
+  /// `client_options::request_timeout`, and releasing goes on behind the caller. Cancellation: releasing goes on behind the caller.
   asio::awaitable<void> unlock() {
     require();
     return unlock_held(std::move(*this));
@@ -8598,7 +8935,7 @@ static_assert(!std::is_copy_constructible_v<unique_lock>);
 
 // ---- conclave/mutex.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Who stands in line for a lock, as of one revision; see `mutex::inspect`.
 struct lock_line {
@@ -8737,7 +9074,7 @@ private:
 
 // ---- conclave/detail/pattern/backlog_machine.hpp ----
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// The keys of queued items, as etcd's Go package writes them. Anything else below the prefix is no item.
 class backlog_grammar {
@@ -8934,13 +9271,226 @@ private:
 
 }  // namespace conclave::detail::pattern
 
+// ---- conclave/detail/pattern/claim_receipt.hpp ----
+
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
+
+/// The lease under which a client's claims leave their receipts: one for all its queues, kept alive as long as one
+/// of them is in use, and revoked behind the last. On the strand, but for the destructor.
+class receipt_lease final : public std::enable_shared_from_this<receipt_lease> {
+public:
+  /// A claim whose answer got lost can be found out for so long after the last contact.
+  static constexpr std::chrono::seconds ttl{60};
+  /// When a server has refused one, it is not asked again for this long.
+  static constexpr std::chrono::seconds refusal_time{10};
+
+  explicit receipt_lease(const client::client_state& of) : runtime_(of.runtime()), keeper_(of.keeper()) {}
+  receipt_lease(const receipt_lease&) = delete;
+  receipt_lease& operator=(const receipt_lease&) = delete;
+
+  ~receipt_lease() {
+    if (id_ == 0) return;
+    try {
+      const auto on = std::move(runtime_);
+      on->run([on, keeper = std::move(keeper_), id = id_] {
+        keeper->remove(id);
+        on->spawn(client::revoke_behind(on, id, on->now() + ttl));
+      });
+    } catch (...) {  // out of memory: it ends by itself
+    }
+  }
+
+  /// Asks for it, so that it is there when it is needed.
+  void prepare() {
+    if (id_ != 0 || runtime_->now() < not_before_ || std::exchange(asking_, true)) return;
+    runtime_->spawn(ask(shared_from_this()));
+  }
+
+  /// Its id; zero when the servers give none. Throws what is worth another attempt.
+  static asio::awaitable<lease_id> get(std::shared_ptr<receipt_lease> self) {
+    self->prepare();
+    if (!self->asking_) co_return self->id_;
+    auto start = [self](std::shared_ptr<engine::waiter<lease_id>> who) {
+      if (self->asking_)
+        self->waiting_.push_back(std::move(who));
+      else
+        who->complete(self->id_);
+    };
+    co_return co_await engine::wait<lease_id>(self->runtime_, std::move(start));
+  }
+
+  /// A server says that it does not know it.
+  void forget(lease_id id) {
+    if (id_ != id) return;
+    id_ = 0;
+    keeper_->remove(id);
+  }
+
+private:
+  static asio::awaitable<void> ask(std::shared_ptr<receipt_lease> self) {
+    const auto on = self->runtime_;
+    const auto id = client::new_lease_id(*on);
+    const auto sent = on->now();
+    std::exception_ptr failed;
+    bool granted = false;
+    bool may_exist = false;
+    engine::duration time{};
+    engine::resends again;
+    try {
+      lease_grant_request request;
+      request.id = id;
+      request.ttl = ttl.count();
+      const lease_grant_response answer = co_await engine::call(on, std::move(request), again);
+      granted = answer.id == id && answer.ttl > 0;
+      may_exist = !granted;
+      time = engine::lease_keeper::lease_time(answer.ttl);
+    } catch (const error& e) {
+      const auto code = static_cast<errc>(e.code().value());
+      granted = code == errc::lease_exists && again.unanswered > 0;
+      time = ttl;
+      may_exist = !granted && (again.unanswered > 0 || !client::certainly_not_granted(code));
+      if (rpc::worth_retrying(code)) failed = std::current_exception();
+    } catch (...) {
+      may_exist = true;
+      failed = std::current_exception();
+    }
+    if (may_exist) on->spawn(client::revoke_behind(on, id, on->now() + ttl, 5));
+    self->asking_ = false;
+    if (granted)
+      self->keep(id, time, sent);
+    else if (!failed)
+      self->not_before_ = on->now() + refusal_time;
+    for (const auto& each : std::exchange(self->waiting_, {})) {
+      if (failed)
+        each->fail(failed);
+      else
+        each->complete(self->id_);
+    }
+  }
+
+  void keep(lease_id id, engine::duration time, engine::time_point sent) {
+    id_ = id;
+    engine::lease_keeper::listener to;
+    to.on_renewed = [](engine::time_point) {};
+    to.on_lost = [weak = weak_from_this(), id](engine::lease_keeper_machine::loss) {
+      const auto self = weak.lock();
+      if (self && self->id_ == id) self->id_ = 0;
+    };
+    keeper_->add(id, time, sent, std::move(to));
+  }
+
+  std::shared_ptr<engine::runtime> runtime_;
+  std::shared_ptr<engine::lease_keeper> keeper_;
+  std::vector<std::shared_ptr<engine::waiter<lease_id>>> waiting_;
+  lease_id id_ = 0;
+  engine::time_point not_before_{};
+  bool asking_ = false;
+};
+
+/// What tells a client whether a claim of its own was applied when the answer does not: a key which each claim
+/// writes, in its own transaction, on the condition that the one before wrote it last. Whoever asks about a claim
+/// writes it too, on the same condition, so that the claim cannot be applied any more if it has not been.
+///
+/// The key is `__NAME/receipt/` and the lease's id in hexadecimal, which is no item for any queue. One claim at a
+/// time. On the strand.
+class claim_receipt {
+public:
+  explicit claim_receipt(const std::string& queue_prefix) : prefix_("__" + queue_prefix + "receipt/") {}
+
+  /// From now on under this lease, which has not been used yet or is the one of before.
+  void hang_on(lease_id lease) {
+    if (lease_ == lease) return;
+    std::array<char, 16> digits{};
+    const auto end =
+        std::to_chars(digits.data(), digits.data() + digits.size(), static_cast<std::uint64_t>(lease), 16);
+    lease_ = lease;
+    key_ = prefix_ + std::string(digits.data(), end.ptr);
+    written_ = 0;
+  }
+  [[nodiscard]] lease_id lease() const noexcept { return lease_; }
+
+  /// Makes `claim`, which has no other branch yet, leave a receipt: by its last operation.
+  void add_to(txn& claim) const {
+    claim.when(mod_revision(key_) == written_)
+        .then(put(key_, claim_mark, {.lease = lease_}))
+        .otherwise(range(key_, {.keys_only = true}));
+  }
+
+  /// The claim was answered so.
+  void learn(const txn_response& answer) {
+    if (answer.succeeded) {
+      written_ = answer.header.revision;
+      return;
+    }
+    const auto& found = answer.at(0).range().kvs;
+    written_ = found.empty() ? 0 : found.front().mod_revision;
+  }
+
+  struct verdict {
+    enum class kind { not_applied, applied, unknown };
+    kind is = kind::unknown;
+    revision at = 0;  ///< Where it was applied.
+  };
+
+  /// What became of a claim. One that `may_come_late` is kept from it. Throws `error` if it is worth asking again.
+  /// What it says of an applied claim stays true until `settled`.
+  static asio::awaitable<verdict> find_out(std::shared_ptr<engine::runtime> on, claim_receipt& of,
+                                           bool may_come_late) {
+    using kind = verdict::kind;
+    std::optional<key_value> found;
+    try {
+      if (may_come_late) {
+        txn request;
+        request.when(mod_revision(of.key_) == of.written_)
+            .then(put(of.key_, inquiry_mark, {.lease = of.lease_}))
+            .otherwise(range(of.key_));
+        txn_response answer = co_await engine::call(on, std::move(request));
+        if (answer.succeeded) {
+          of.written_ = answer.header.revision;
+          co_return verdict{kind::not_applied};
+        }
+        auto& kvs = answer.at(0).range().kvs;
+        if (!kvs.empty()) found = std::move(kvs.front());
+      } else {
+        range_response answer = co_await engine::call(on, range(of.key_));
+        if (!answer.kvs.empty()) found = std::move(answer.kvs.front());
+      }
+    } catch (const error& e) {
+      if (rpc::worth_retrying(static_cast<errc>(e.code().value()))) throw;
+      co_return verdict{};             // the lease is gone, say, and the receipt with it
+    } catch (const std::exception&) {  // an answer of another shape
+      co_return verdict{};
+    }
+    if (!found) co_return verdict{of.written_ == 0 ? kind::not_applied : kind::unknown};
+    if (found->mod_revision == of.written_) co_return verdict{kind::not_applied};
+    if (found->value == claim_mark) co_return verdict{kind::applied, found->mod_revision};
+    of.written_ = found->mod_revision;  // by an inquiry whose own answer got lost
+    co_return verdict{kind::not_applied};
+  }
+
+  /// All is known of a claim that was applied at that revision; or nothing ever will be.
+  void settled(revision at) { written_ = at; }
+
+private:
+  static constexpr const char* claim_mark = "claim";
+  static constexpr const char* inquiry_mark = "inquiry";
+
+  std::string prefix_;
+  std::string key_;
+  lease_id lease_ = 0;
+  revision written_ = 0;  ///< The key's mod revision, as far as is known.
+};
+
+}  // namespace conclave::detail::pattern
+
 // ---- conclave/detail/pattern/backlog.hpp ----
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// The local consumers of one queue, served together: one watch, one view of what waits, and one transaction
 /// at a time which claims as many of the oldest items as there are consumers. Each claim is nested with a
-/// compare of its own: where another process was faster, just that item is not ours. On the strand.
+/// compare of its own: where another process was faster, just that item is not ours. Each claim leaves a receipt,
+/// by which it is found out what became of it if the answer gets lost. On the strand.
 class backlog final : public engine::watch_listener,
                       public engine::lingering,
                       public std::enable_shared_from_this<backlog> {
@@ -8954,11 +9504,13 @@ public:
   /// Completes with at least one item, or none for one that does not wait.
   using waiter = std::shared_ptr<engine::waiter<std::vector<claimed>>>;
 
-  backlog(const client::client_state& of, backlog_grammar grammar)
+  backlog(client::client_state& of, backlog_grammar grammar)
       : runtime_(of.runtime()),
         writes_(of.writes()),
         hub_(of.hub()),
         lingering_(of.lingering()),
+        receipts_(of.shared<receipt_lease>("receipts", [&] { return std::make_shared<receipt_lease>(of); })),
+        receipt_(grammar.prefix()),
         machine_(std::move(grammar)) {}
 
   /// Takes up to `most` items as soon as there is one.
@@ -8966,11 +9518,11 @@ public:
 
   /// The same until `deadline`; then completes with nothing.
   void take_until(const waiter& who, std::size_t most, engine::time_point deadline) {
-    take(who, most);
+    const auto place = add({who, most, std::nullopt});
     if (!who->waiting()) return;
-    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who] {
+    const auto timer = runtime_->at(deadline, [self = shared_from_this(), who, place] {
       if (!who->waiting()) return;
-      self->remove(who.get());
+      self->remove(place);
       who->complete({});
     });
     who->on_end([on = runtime_, timer] { on->cancel(timer); });
@@ -9027,15 +9579,64 @@ private:
     [[nodiscard]] bool waits() const noexcept { return !listings_before.has_value(); }
   };
 
+  /// Those that do not wait are counted: with each event it is asked whether there are any.
+  class consumer_line {
+  public:
+    using handle = engine::waiting_list<consumer>::handle;
+
+    handle push_back(consumer each) {
+      if (!each.waits()) ++not_waiting_;
+      return all_.push_back(std::move(each));
+    }
+    consumer pop_front() { return uncounted(all_.pop_front()); }
+    void remove(handle place) {
+      if (auto each = all_.remove(place)) uncounted(*std::move(each));
+    }
+    template <class Condition>
+    std::vector<consumer> take_if(Condition condition) {
+      auto out = all_.take_if(condition);
+      not_waiting_ -= static_cast<std::size_t>(
+          std::count_if(out.begin(), out.end(), [](const consumer& each) { return !each.waits(); }));
+      return out;
+    }
+    std::vector<consumer> take_all() {
+      not_waiting_ = 0;
+      return all_.take_all();
+    }
+
+    [[nodiscard]] bool empty() const noexcept { return all_.empty(); }
+    [[nodiscard]] bool any_that_does_not_wait() const noexcept { return not_waiting_ != 0; }
+
+    /// How many items they want together, as far as `limit`.
+    [[nodiscard]] std::size_t wanted(std::size_t limit) const {
+      std::size_t sum = 0;
+      (void)all_.any_of([&](const consumer& each) {
+        sum += std::min(each.most, limit - sum);
+        return sum == limit;
+      });
+      return sum;
+    }
+
+  private:
+    consumer uncounted(consumer each) {
+      if (!each.waits()) --not_waiting_;
+      return each;
+    }
+
+    engine::waiting_list<consumer> all_;
+    std::size_t not_waiting_ = 0;
+  };
+
   /// Claims in one transaction. etcd takes 128 operations a level, and a nested one has what is left of them.
   static constexpr std::size_t most_claims = 64;
   /// The largest value that a server takes unless configured otherwise, and some.
   static constexpr std::size_t largest_value = std::size_t{1600} * 1024;
 
-  void add(consumer each) {
-    auto* const raw = each.who.get();
-    each.who->on_cancel([self = shared_from_this(), raw] { self->remove(raw); });
-    consumers_.push_back(std::move(each));
+  consumer_line::handle add(consumer each) {
+    const auto who = each.who;
+    if (each.waits() && !receipts_refused_) receipts_->prepare();
+    const auto place = consumers_.push_back(std::move(each));
+    who->on_cancel([self = shared_from_this(), place] { self->remove(place); });
     if (watch_ == 0) {
       engine::watch_hub::spec what;
       what.key = machine_.grammar().prefix();
@@ -9044,24 +9645,29 @@ private:
     }
     if (!look_timer_) plan_look();
     pump();
+    return place;
   }
 
-  /// See `runtime::next_look`.
+  /// See `runtime::look_later`.
   void plan_look() {
-    look_timer_ = runtime_->at(runtime_->next_look(), [weak = weak_from_this()] {
+    look_timer_ = runtime_->look_later([weak = weak_from_this()] {
       const auto self = weak.lock();
-      if (!self) return;
-      self->look_timer_.reset();
-      if (self->consumers_.empty()) return;
-      self->plan_look();
-      if (self->pumping_ || !self->must_wait()) return;
-      self->machine_.forget();
-      self->pump();
+      return self && self->look_again();
     });
   }
 
-  void remove(const void* who) {
-    std::erase_if(consumers_, [who](const consumer& each) { return each.who.get() == who; });
+  bool look_again() {
+    look_timer_.reset();
+    if (consumers_.empty()) return false;
+    plan_look();
+    if (pumping_ || !must_wait()) return false;
+    machine_.forget();
+    pump();
+    return true;
+  }
+
+  void remove(consumer_line::handle place) {
+    consumers_.remove(place);
     rest();
   }
 
@@ -9092,10 +9698,12 @@ private:
 
   static asio::awaitable<void> run(std::shared_ptr<backlog> self) {
     engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
-    while (self->served()) {
+    while (self->in_doubt_ || self->served()) {
       bool failed = false;
       try {
-        if (self->must_list())
+        if (self->in_doubt_)
+          co_await find_out(self);
+        else if (self->must_list())
           co_await list(self);
         else if (self->must_wait())
           break;  // the next event goes on
@@ -9109,7 +9717,10 @@ private:
         self->fail_all(std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn")));
       }
       self->hand_out();
-      if (failed && !self->consumers_.empty()) co_await engine::sleep_for(self->runtime_, pause.next());
+      // Behind a client that has gone nobody would be told.
+      if (failed && self->lingering_.expired()) self->in_doubt_.reset();
+      if (failed && (self->in_doubt_ || !self->consumers_.empty()))
+        co_await engine::sleep_for(self->runtime_, pause.next());
     }
     self->pumping_ = false;
     self->pump_on();
@@ -9121,15 +9732,12 @@ private:
     if (served() && (must_list() || !must_wait())) pump();
   }
 
-  [[nodiscard]] bool any_that_does_not_wait() const {
-    return std::any_of(consumers_.begin(), consumers_.end(),
-                       [](const consumer& each) { return !each.waits(); });
-  }
-
   /// Those that wait need the watch. The others must not: there may be no server to be watched for a long
   /// time. A listing serves them as well; what it says may be old when they claim, and the claims are
   /// guarded.
-  [[nodiscard]] bool served() const { return !consumers_.empty() && (watching_ || any_that_does_not_wait()); }
+  [[nodiscard]] bool served() const {
+    return !consumers_.empty() && (watching_ || consumers_.any_that_does_not_wait());
+  }
 
   /// An event of our own is under way that may go before all the others.
   [[nodiscard]] bool behind() const {
@@ -9138,8 +9746,8 @@ private:
 
   [[nodiscard]] bool must_list() const {
     if (!machine_.live()) return true;
-    if (machine_.empty()) return !machine_.complete() || any_that_does_not_wait();
-    return behind() && any_that_does_not_wait();
+    if (machine_.empty()) return !machine_.complete() || consumers_.any_that_does_not_wait();
+    return behind() && consumers_.any_that_does_not_wait();
   }
 
   /// Given that there is no reason to list.
@@ -9199,67 +9807,195 @@ private:
   /// Those that do not wait, and came before listing `number` was begun, which found nothing.
   void tell_empty(std::uint64_t number) {
     if (!machine_.empty() || !machine_.complete() || !spare_.empty()) return;
-    for (auto each = consumers_.begin(); each != consumers_.end();) {
-      if (!each->waits() && *each->listings_before < number) {
-        const auto who = each->who;
-        each = consumers_.erase(each);
-        who->complete({});
-      } else {
-        ++each;
-      }
-    }
+    const auto told = consumers_.take_if(
+        [number](const consumer& each) { return !each.waits() && *each.listings_before < number; });
+    for (const auto& each : told) each.who->complete({});
   }
 
+  using item_list = std::vector<backlog_machine::item>;
+
   static asio::awaitable<void> claim(std::shared_ptr<backlog> self) {
-    std::size_t wanted = 0;
-    for (const auto& each : self->consumers_) wanted += std::min(each.most, most_claims);
+    const bool with_receipt = co_await receipt_is_ready(self);
+    if (!self->served() || self->must_list() || self->must_wait()) co_return;  // by now
     const auto limit = self->runtime_->options().receive_limit;
     const auto unknown = std::max<std::size_t>(1, limit / largest_value);
-    const auto items = self->machine_.first(std::min(wanted, most_claims), unknown);
+    const item_list asked_for = self->machine_.first(self->consumers_.wanted(most_claims), unknown);
+    errc code{};
+    std::exception_ptr failed;
+    try {
+      const txn_response answer = co_await self->writes_->apply(self->claim_of(asked_for, with_receipt));
+      self->settle(asked_for, answer, with_receipt);
+    } catch (const error& e) {
+      code = static_cast<errc>(e.code().value());
+      failed = std::current_exception();
+    } catch (const std::exception&) {  // an answer of another shape
+      code = errc::unexpected_response;
+      failed = std::make_exception_ptr(error(code, "KV.Txn"));
+    }
+    if (failed) self->claim_failed(asked_for, with_receipt, code, failed);
+  }
+
+  /// Whether claims leave receipts: not where the servers do not let them.
+  static asio::awaitable<bool> receipt_is_ready(std::shared_ptr<backlog> self) {
+    if (self->receipts_refused_ || self->runtime_->now() < self->no_receipts_before_) co_return false;
+    const lease_id lease = co_await receipt_lease::get(self->receipts_);
+    if (lease == 0) co_return false;
+    self->receipt_.hang_on(lease);
+    co_return true;
+  }
+
+  [[nodiscard]] txn claim_of(const item_list& asked_for, bool with_receipt) const {
     txn request;
-    if (self->machine_.grammar().sorted() == backlog_grammar::order::by_key &&
-        self->machine_.foreign() == 0) {
+    if (machine_.grammar().sorted() == backlog_grammar::order::by_key && machine_.foreign() == 0) {
       // Nothing that goes before may have come unseen: the range before the first, and between two, is empty.
-      std::string from = self->machine_.grammar().prefix();
-      for (const auto& each : items) {
+      std::string from = machine_.grammar().prefix();
+      for (const auto& each : asked_for) {
         request.when(create_revision(from).until(each.key) == 0);
         from = each.key;
         from += '\0';
       }
     }
-    for (const auto& each : items) {
+    for (const auto& each : asked_for) {
       txn one;
       one.when(mod_revision(each.key) == each.mod_revision)
           .then(delete_key(each.key, {.prev_kv = !each.value.has_value()}));
       request.then(std::move(one));
     }
-    self->claiming_ = items.size();
-    txn_response answer = co_await self->writes_->apply(std::move(request));
-    self->claiming_ = 0;
+    if (with_receipt) receipt_.add_to(request);
+    return request;
+  }
+
+  /// What a claim took, all of it or, if the answer makes no sense, nothing.
+  void settle(const item_list& asked_for, const txn_response& answer, bool with_receipt) {
     if (!answer.succeeded) {
-      self->machine_.forget();  // list again
-      co_return;
+      if (with_receipt) receipt_.learn(answer);
+      machine_.forget();  // list again
+      return;
     }
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      const auto& each = items[i];
-      self->machine_.taken(each.key, each.mod_revision);
-      auto& one = answer.at(i).txn();
+    std::vector<claimed> got;
+    std::size_t next = 0;
+    for (const auto& each : asked_for) {
+      const auto& one = answer.at(next++).txn();
       if (!one.succeeded) continue;  // another consumer was faster
       if (each.value) {
-        self->spare_.push_back({each.key, *each.value});
+        got.push_back({each.key, *each.value});
         continue;
       }
-      auto& deleted = one.at(0).delete_range().prev_kvs;
+      const auto& deleted = one.at(0).delete_range().prev_kvs;
       if (deleted.empty()) throw error(errc::unexpected_response, "KV.Txn: a deleted key without its value");
-      self->spare_.push_back({each.key, std::move(deleted.front().value)});
+      got.push_back({each.key, deleted.front().value});
     }
+    if (with_receipt) receipt_.learn(answer);
+    for (const auto& each : asked_for) machine_.taken(each.key, each.mod_revision);
+    add_spare(std::move(got));
+  }
+
+  void add_spare(std::vector<claimed> got) {
+    spare_.insert(spare_.end(), std::make_move_iterator(got.begin()), std::make_move_iterator(got.end()));
+  }
+
+  /// A claim of which nobody knows yet whether it was applied.
+  struct doubtful_claim {
+    item_list asked_for;
+    errc code{};
+    std::exception_ptr why;
+  };
+
+  /// Whether the failure of a claim leaves open what became of it. Only the first may still be applied.
+  static bool leaves_open(errc code) noexcept {
+    return code == errc::outcome_unknown || code == errc::no_space || code == errc::response_too_large ||
+           code == errc::malformed_response || code == errc::unexpected_response;
+  }
+
+  void claim_failed(const item_list& asked_for, bool with_receipt, errc code, const std::exception_ptr& why) {
+    machine_.forget();
+    if (with_receipt && leaves_open(code)) {
+      in_doubt_.emplace(doubtful_claim{asked_for, code, why});
+      return;
+    }
+    if (with_receipt && code == errc::permission_denied) {  // without a receipt it may be allowed
+      receipts_refused_ = true;
+      return;
+    }
+    if (code == errc::outcome_unknown) {
+      tell_unknown(asked_for.size(), why);
+      return;
+    }
+    if (with_receipt && code == errc::lease_not_found) {
+      receipts_->forget(receipt_.lease());
+      no_receipts_before_ =
+          runtime_->now() + std::chrono::seconds{1};  // whatever the server says of the next
+      return;
+    }
+    std::rethrow_exception(why);
+  }
+
+  /// As many items may be gone: whoever would have got them has to know.
+  void tell_unknown(std::size_t count, const std::exception_ptr& why) {
+    while (count > 0 && !consumers_.empty()) {
+      const auto first = consumers_.pop_front();
+      count -= std::min(count, first.most);
+      first.who->fail(why);
+    }
+  }
+
+  static asio::awaitable<void> find_out(std::shared_ptr<backlog> self) {
+    using kind = claim_receipt::verdict::kind;
+    const doubtful_claim doubtful = *self->in_doubt_;
+    const bool may_come_late = doubtful.code == errc::outcome_unknown;
+    const auto verdict = co_await claim_receipt::find_out(self->runtime_, self->receipt_, may_come_late);
+    if (verdict.is == kind::not_applied && doubtful.code == errc::no_space) {
+      // A full store still lets items be taken, if nothing is written for it.
+      self->no_receipts_before_ = self->runtime_->now() + receipt_lease::refusal_time;
+    }
+    taking what;
+    if (verdict.is != kind::not_applied)
+      what = co_await look_behind(self, doubtful.asked_for, verdict.is == kind::applied ? verdict.at : 0);
+    self->in_doubt_.reset();
+    if (verdict.is != kind::not_applied) self->receipt_.settled(verdict.at);
+    self->add_spare(std::move(what.got));
+    self->hand_out();
+    self->tell_unknown(what.unknown, doubtful.why);
+  }
+
+  struct taking {
+    std::vector<claimed> got;
+    std::size_t unknown = 0;
+  };
+
+  /// What a claim took, by the store's history: the conditions of all its parts were judged on the revision before
+  /// `applied`. Where that is unknown, or compacted, an item that is still there was certainly not taken.
+  static asio::awaitable<taking> look_behind(std::shared_ptr<backlog> self, item_list asked_for,
+                                             revision applied) {
+    taking out;
+    bool history = applied > 1;
+    for (std::size_t next = 0; next < asked_for.size();) {
+      auto& each = asked_for[next];
+      auto question =
+          history ? range(each.key, {.revision = applied - 1}) : range(each.key, {.keys_only = true});
+      try {
+        const range_response found = co_await engine::call(self->runtime_, std::move(question));
+        const bool there = !found.kvs.empty() && found.kvs.front().mod_revision == each.mod_revision;
+        if (history && there)
+          out.got.push_back({each.key, found.kvs.front().value});
+        else if (!history && !there)
+          ++out.unknown;
+        ++next;
+      } catch (const error& e) {
+        if (rpc::worth_retrying(static_cast<errc>(e.code().value()))) throw;
+        if (history)
+          history = false;
+        else
+          ++next, ++out.unknown;
+      }
+    }
+    co_return out;
   }
 
   /// Gives what has been claimed to who waits longest.
   void hand_out() {
     while (!spare_.empty() && !consumers_.empty()) {
-      const auto first = std::move(consumers_.front());
-      consumers_.pop_front();
+      const auto first = consumers_.pop_front();
       const auto end = spare_.begin() + static_cast<std::ptrdiff_t>(std::min(first.most, spare_.size()));
       if (first.who->complete({spare_.begin(), end})) spare_.erase(spare_.begin(), end);
     }
@@ -9267,37 +10003,19 @@ private:
 
   void on_error(const error& e) {
     const auto code = static_cast<errc>(e.code().value());
-    const auto asked_for = std::exchange(claiming_, 0);
     machine_.forget();
-    if (code == errc::outcome_unknown) {
-      // As many items as were asked for may be gone: whoever would have got them has to know.
-      std::size_t left = asked_for;
-      while (left > 0 && !consumers_.empty()) {
-        const auto first = std::move(consumers_.front());
-        consumers_.pop_front();
-        left -= std::min(left, first.most);
-        first.who->fail(std::make_exception_ptr(e));
-      }
-      return;
-    }
     // Compacted: while a listing of many pages was being read.
     if (!rpc::worth_retrying(code) && code != errc::compacted) {
       fail_all(std::make_exception_ptr(e));
       return;
     }
-    for (auto each = consumers_.begin(); each != consumers_.end();) {
-      if (!each->waits() && code != errc::compacted) {
-        const auto who = each->who;
-        each = consumers_.erase(each);
-        who->fail(std::make_exception_ptr(e));
-      } else {
-        ++each;
-      }
-    }
+    if (code == errc::compacted) return;
+    for (const auto& each : consumers_.take_if([](const consumer& which) { return !which.waits(); }))
+      each.who->fail(std::make_exception_ptr(e));
   }
 
   void fail_all(const std::exception_ptr& why) {
-    for (auto& each : std::exchange(consumers_, {})) each.who->fail(why);
+    for (const auto& each : consumers_.take_all()) each.who->fail(why);
   }
 
   void watch_failed(const std::exception_ptr& why) {
@@ -9356,15 +10074,19 @@ private:
   std::shared_ptr<engine::write_combiner> writes_;
   std::shared_ptr<engine::watch_hub> hub_;
   std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
+  std::shared_ptr<receipt_lease> receipts_;
+  claim_receipt receipt_;
   backlog_machine machine_;
-  std::deque<consumer> consumers_;
+  consumer_line consumers_;
   std::deque<claimed> spare_;  ///< Claimed, and not handed out yet.
   std::optional<engine::runtime::timer_id> put_back_timer_;
   std::optional<engine::runtime::timer_id> look_timer_;
   engine::watch_hub::handle watch_ = 0;
   bool watching_ = false;
   bool pumping_ = false;
-  std::size_t claiming_ = 0;
+  std::optional<doubtful_claim> in_doubt_;
+  bool receipts_refused_ = false;
+  engine::time_point no_receipts_before_{};
   std::uint64_t listings_begun_ = 0;
   revision written_ = 0;
 };
@@ -9373,7 +10095,7 @@ private:
 
 // ---- conclave/basic_queue.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// What both kinds of queue offer to consumers. Values are bytes. A cheap handle: copies share the queue and
 /// may be used from any coroutine and any thread at a time; make as many as needed.
@@ -9387,9 +10109,14 @@ namespace conclave {
 /// `queue` at the end; tried for 30 s, also behind a client that is destroyed). That holds for the loser of
 /// Asio's `||` too; `dequeue_for` has the timer built in.
 ///
-/// Errors of all operations: those of the client. In particular `outcome_unknown` from taking an item: the
-/// answer to a claim got lost, and the item it was for may be gone. A wait goes on while no server can be
-/// reached.
+/// If the answer to a claim gets lost, it is found out what became of it, and its items are delivered: each claim
+/// leaves a receipt in the store, a key below `__NAME/receipt/` under a lease that all queues of the client share
+/// (60 s, one round trip for a client's first consumer; gone behind the last). A role that may not write there takes
+/// items without receipts.
+///
+/// Errors of all operations: those of the client. `outcome_unknown` from taking an item says that it may be gone: a
+/// claim's answer got lost, and no server could be asked until the lease was over, or it left no receipt (a role, or
+/// a full store), or the history was compacted at that moment. A wait goes on while no server can be reached.
 class basic_queue {
 public:
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
@@ -9401,7 +10128,7 @@ public:
   asio::awaitable<std::string> dequeue() const { return one(state_, grammar_); }
 
   /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
-  /// round trip, two or three for a client's first, and more while other consumers are faster; one proposal
+  /// round trip, two to four for a client's first, and more while other consumers are faster; one proposal
   /// if an item was there. Does not wait for a server: `unavailable` or `timed_out`.
   asio::awaitable<std::optional<std::string>> try_dequeue() const {
     auto how = [](backlog& at, const waiter& who) { at.try_take(who, 1); };
@@ -9559,12 +10286,15 @@ private:
 
 // ---- conclave/detail/pattern/priority_lane.hpp ----
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// The local producers of one priority of one queue. Items are numbered; whoever adds some must touch the
 /// priority's own key in the same transaction, on the condition that nobody else did since the last number
 /// was read. So that local producers do not conflict with each other, what has gathered goes in one
 /// transaction at a time.
+///
+/// That key tells what became of a write whose answer got lost, too: each of ours leaves another value in it, and
+/// whoever asks writes it as well, so that the write cannot come later.
 ///
 /// Algorithm: etcd's priority queue recipe, whose programs may enqueue meanwhile. On the strand.
 class priority_lane final : public engine::lingering, public std::enable_shared_from_this<priority_lane> {
@@ -9577,14 +10307,13 @@ public:
     std::snprintf(digits, sizeof digits, "%05u", static_cast<unsigned>(priority));
     base_ = "__" + queue + "/" + digits;
     items_ = queue + "/" + digits + "/";
+    mark_ = std::to_string(runtime_->seed()) + ".";
   }
 
   void add(const waiter& who, std::string value) {
-    pending_.push_back({who, std::move(value)});
+    const auto place = pending_.push_back({who, std::move(value)});
     // One that is on its way to the server stays: the write may happen.
-    who->on_cancel([self = shared_from_this(), raw = who.get()] {
-      std::erase_if(self->pending_, [raw](const item& each) { return each.who.get() == raw; });
-    });
+    who->on_cancel([self = shared_from_this(), place] { self->pending_.remove(place); });
     if (!std::exchange(writing_, true)) runtime_->spawn(write_all(shared_from_this()));
   }
 
@@ -9594,26 +10323,41 @@ private:
   struct item {
     waiter who;
     std::string value;
+    int attempts = 0;
   };
 
   static constexpr std::size_t most_items = 60;  // each takes a compare and a put of the 128 operations
   static constexpr std::size_t most_bytes = std::size_t{1024} * 1024;
+  /// How often an item is sent that was certainly not written.
+  static constexpr int most_attempts = 3;
+  /// How many writes of others are looked through for one of ours.
+  static constexpr int most_looked_through = 256;
 
   static asio::awaitable<void> write_all(std::shared_ptr<priority_lane> self) {
     engine::backoff pause{std::chrono::milliseconds{2}, std::chrono::milliseconds{100},
                           self->runtime_->seed()};
     while (!self->pending_.empty()) {
       bool conflict = false;
+      errc code{};
+      std::exception_ptr failed;
       try {
         if (!self->known_)
           co_await look(self);
         else
           conflict = !co_await write_some(self);
         if (!conflict) pause.reset();
-      } catch (const error&) {
-        self->fail(std::current_exception());
+      } catch (const error& e) {
+        code = static_cast<errc>(e.code().value());
+        failed = std::current_exception();
       } catch (const std::exception&) {  // an answer of another shape
-        self->fail(std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn")));
+        code = errc::unexpected_response;
+        failed = std::make_exception_ptr(error(code, "KV.Txn"));
+      }
+      if (failed) {
+        const bool open = !self->sending_.empty() && leaves_open(code);
+        fate what = open ? fate::unknown : fate::not_written;
+        if (open) what = co_await find_out(self, code == errc::outcome_unknown);
+        self->conclude(what, code, failed);
       }
       // Another process was faster, more than once in a row: give it room.
       if (conflict && ++self->conflicts_ > 1) co_await engine::sleep_for(self->runtime_, pause.next());
@@ -9665,49 +10409,133 @@ private:
   /// False when another process was faster.
   static asio::awaitable<bool> write_some(std::shared_ptr<priority_lane> self) {
     txn request;
-    request.when(mod_revision(self->base_) == self->base_revision_).then(put(self->base_, ""));
+    request.when(mod_revision(self->base_) == self->base_revision_).then(put(self->base_, self->next_mark()));
     std::size_t bytes = 0;
     auto number = self->next_number_;
     self->sending_.clear();
     while (!self->pending_.empty() && self->sending_.size() < most_items) {
-      auto& each = self->pending_.front();
-      if (!self->sending_.empty() && bytes + each.value.size() > most_bytes) break;
-      bytes += each.value.size();
+      const auto size = self->pending_.front().value.size();
+      if (!self->sending_.empty() && bytes + size > most_bytes) break;
+      bytes += size;
+      auto each = self->pending_.pop_front();
       auto key = self->key_of(number++);
       request.when(create_revision(key) == 0).then(put(std::move(key), each.value));
       self->sending_.push_back(std::move(each));
-      self->pending_.pop_front();
     }
     for (const auto& each : self->sending_) each.who->on_cancel(nullptr);
     request.otherwise(range(self->base_, {.keys_only = true}), self->last_item());
     const txn_response answer = co_await self->writes_->apply(std::move(request));
     if (!answer.succeeded) {
       self->learn(answer);
-      // Those whose producers have left meanwhile were not written: they stay out.
-      for (auto each = self->sending_.rbegin(); each != self->sending_.rend(); ++each)
-        if (each->who->waiting()) self->requeue(std::move(*each));
-      self->sending_.clear();
+      self->send_again();
       co_return false;
     }
+    if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: written at no revision");
     self->base_revision_ = answer.header.revision;
     self->next_number_ = number;
-    for (const auto& each : self->sending_) each.who->complete(answer.header.revision);
-    self->sending_.clear();
+    self->written(answer.header.revision);
     co_return true;
   }
 
+  void written(revision at) {
+    for (const auto& each : std::exchange(sending_, {})) each.who->complete(at);
+  }
+
+  /// Those whose producers have left meanwhile were not written: they stay out.
+  void send_again() {
+    for (auto each = sending_.rbegin(); each != sending_.rend(); ++each)
+      if (each->who->waiting()) requeue(std::move(*each));
+    sending_.clear();
+  }
+
+  // ---- a write whose answer got lost ----------------------------------------------------------------------
+
+  enum class fate { not_written, written, unknown };
+
+  /// Another value each time, for the priority's own key.
+  [[nodiscard]] std::string next_mark() { return mark_ + std::to_string(++marks_); }
+  [[nodiscard]] std::string last_mark() const { return mark_ + std::to_string(marks_); }
+
+  /// Whether a failure leaves open what became of the write. Only after the first may it still come.
+  static bool leaves_open(errc code) noexcept {
+    return code == errc::outcome_unknown || code == errc::no_space || code == errc::response_too_large ||
+           code == errc::malformed_response || code == errc::unexpected_response;
+  }
+
+  /// What became of the last write. Keeps one that `may_come_late` from coming.
+  static asio::awaitable<fate> find_out(std::shared_ptr<priority_lane> self, bool may_come_late) {
+    const std::string ours = self->last_mark();
+    for (int i = 0; i < most_attempts; ++i) {
+      bool again = false;
+      try {
+        co_return co_await ask(self, ours, may_come_late);
+      } catch (const error& e) {
+        again = rpc::worth_retrying(static_cast<errc>(e.code().value()));
+      } catch (const std::exception&) {  // an answer of another shape
+      }
+      if (!again) break;
+    }
+    co_return fate::unknown;
+  }
+
+  static asio::awaitable<fate> ask(std::shared_ptr<priority_lane> self, std::string ours,
+                                   bool may_come_late) {
+    std::vector<key_value> found;
+    if (may_come_late) {
+      txn request;
+      request.when(mod_revision(self->base_) == self->base_revision_)
+          .then(put(self->base_, self->next_mark()))
+          .otherwise(range(self->base_));
+      txn_response answer = co_await engine::call(self->runtime_, std::move(request));
+      if (answer.succeeded) co_return fate::not_written;
+      found = std::move(answer.at(0).range().kvs);
+    } else {
+      range_response answer = co_await engine::call(self->runtime_, range(self->base_));
+      found = std::move(answer.kvs);
+    }
+    // From the last write of the key, whosever, back to the one that was known.
+    for (int i = 0; i < most_looked_through; ++i) {
+      const auto at = found.empty() ? 0 : found.front().mod_revision;
+      if (at <= self->base_revision_) co_return fate::not_written;
+      if (found.front().value == ours) {
+        self->written_at_ = at;
+        co_return fate::written;
+      }
+      range_response before = co_await engine::call(self->runtime_, range(self->base_, {.revision = at - 1}));
+      found = std::move(before.kvs);
+    }
+    co_return fate::unknown;
+  }
+
+  void conclude(fate what, errc code, const std::exception_ptr& why) {
+    known_ = false;
+    if (what == fate::written) {
+      written(written_at_);
+      return;
+    }
+    const bool again = what == fate::not_written && code == errc::outcome_unknown;
+    if (again && std::all_of(sending_.begin(), sending_.end(),
+                             [](const item& each) { return each.attempts + 1 < most_attempts; })) {
+      for (auto& each : sending_) ++each.attempts;
+      send_again();
+      return;
+    }
+    if (again)
+      fail(std::make_exception_ptr(error(errc::unavailable, "KV.Txn: not written, after several attempts")));
+    else
+      fail(why);
+  }
+
   void requeue(item each) {
-    each.who->on_cancel([self = shared_from_this(), raw = each.who.get()] {
-      std::erase_if(self->pending_, [raw](const item& other) { return other.who.get() == raw; });
-    });
-    pending_.push_front(std::move(each));
+    const auto who = each.who;
+    const auto place = pending_.push_front(std::move(each));
+    who->on_cancel([self = shared_from_this(), place] { self->pending_.remove(place); });
   }
 
   void fail(const std::exception_ptr& why) {
-    known_ = false;
     // A request that is too large, or refused for its size, must not take its neighbours with it.
     if (sending_.empty()) {
-      for (auto& each : std::exchange(pending_, {})) each.who->fail(why);
+      for (const auto& each : pending_.take_all()) each.who->fail(why);
       return;
     }
     for (auto& each : std::exchange(sending_, {})) each.who->fail(why);
@@ -9718,9 +10546,12 @@ private:
   std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
   std::string base_;
   std::string items_;
-  std::deque<item> pending_;
+  engine::waiting_list<item> pending_;
   std::vector<item> sending_;
+  std::string mark_;
+  std::uint64_t marks_ = 0;
   revision base_revision_ = 0;
+  revision written_at_ = 0;
   std::uint64_t next_number_ = 0;
   unsigned conflicts_ = 0;
   bool known_ = false;
@@ -9731,13 +10562,13 @@ private:
 
 // ---- conclave/priority_queue.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// A queue by name that gives the item of the smallest priority first, and of those the one that was enqueued
 /// first. Otherwise as `queue`. Key-compatible with etcd's Go package.
 ///
 /// In the store: `NAME/`, five digits of priority, `/` and sixteen digits, a key an item; and, to number the
-/// items, one empty key `__NAME/`, five digits, for each priority that was ever used. Roles need read and
+/// items, one key `__NAME/`, five digits, for each priority that was ever used. Roles need read and
 /// write permission below `NAME/` and below `__NAME/`.
 ///
 /// What is taken is the first item at the moment of taking: the transaction that takes it makes sure that
@@ -9752,8 +10583,9 @@ public:
   /// Adds an item; smaller priorities are taken first. Completes with its revision. One round trip and one
   /// proposal for all that this client has gathered for a priority meanwhile; a round trip more for the
   /// first, and after another process has enqueued with the same priority. Errors: `request_too_large`,
-  /// `no_space` (etcd may refuse so what it has just written), `outcome_unknown` when the answer got lost.
-  /// Cancellation: the item may have been written.
+  /// `no_space`; `outcome_unknown` when the answer got lost and no server said afterwards what became of the item
+  /// (one that is certain not to be there is sent again, three times in all). Cancellation: the item may have been
+  /// written.
   asio::awaitable<revision> enqueue(std::string value, std::uint16_t priority) const {
     return add(state(), keys(), name(), std::move(value), priority);
   }
@@ -9779,7 +10611,7 @@ private:
 
 // ---- conclave/queue.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// A queue by name: first in, first out, in the order in which the store committed the items; many producers,
 /// many consumers, each item delivered once. Key-compatible with etcd's Go package, whose programs may stand
@@ -9788,7 +10620,7 @@ namespace conclave {
 /// In the store: one key an item, `NAME/` and a time in nanoseconds in decimal, without a lease: items
 /// outlive whoever enqueued them. Keys of another form below `NAME/` are left alone, so queue `jobs` does not
 /// touch `jobs/x` or `jobs2` (Go's takes their items). Roles need read and write permission on everything
-/// below `NAME/`.
+/// below `NAME/`, and should have it below `__NAME/`, for receipts.
 class queue : public basic_queue {
 public:
   /// \throws error (`invalid_argument`) if the name is empty.
@@ -9884,16 +10716,9 @@ private:
 
 }  // namespace conclave
 
-// ---- conclave/version.hpp ----
-
-/// The library's semantic version; the build reads it from here.
-#define CONCLAVE_VERSION_MAJOR 0
-#define CONCLAVE_VERSION_MINOR 1
-#define CONCLAVE_VERSION_PATCH 0
-
 // ---- conclave/with_lock.hpp ----
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 namespace detail {
 

@@ -428,7 +428,8 @@ TEST_CASE("a client's combined transactions share proposals, and keep their own 
   on_etcd([](asio::io_context& context, etcd_server& server) -> asio::awaitable<void> {
     const client c{context.get_executor(),
                    conclave::client_options{}.endpoints(server.endpoint()).key_prefix("mine/")};
-    const auto alone = co_await c.combined_txn(txn{}.when(create_revision("k0") == 0).then(put("k0", "first")));
+    const auto alone =
+        co_await c.combined_txn(txn{}.when(create_revision("k0") == 0).then(put("k0", "first")));
     CHECK(alone.succeeded);
     const auto before = server.metric(proposals);
     results all;
@@ -436,7 +437,8 @@ TEST_CASE("a client's combined transactions share proposals, and keep their own 
       auto write = create("k" + std::to_string(i));
       all.push_back(start(context, [c, write] { return c.combined_txn(write); }));
     }
-    auto refused = start(context, [c] { return c.combined_txn(txn{}.then(put("leased", "", {.lease = 4711}))); });
+    auto refused =
+        start(context, [c] { return c.combined_txn(txn{}.then(put("leased", "", {.lease = 4711}))); });
     for (std::size_t i = 0; i < all.size(); ++i) {
       const txn_response done = co_await all[i].result();
       CHECK(done.succeeded == (i != 0));

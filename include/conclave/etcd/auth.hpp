@@ -2,11 +2,12 @@
 #pragma once
 
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
 #include <string>
 #include <type_traits>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Trades a user's name and password for a token.
 struct authenticate_request {

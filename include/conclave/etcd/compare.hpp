@@ -3,6 +3,7 @@
 
 #include <conclave/etcd/key_range.hpp>
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
 #include <cstdint>
 #include <string>
@@ -16,7 +17,7 @@
 ///     value("config/mode") != "frozen"
 ///     mod_revision("jobs/").prefix() < 4711      // true for every key of the range
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 enum class compare_result : std::int32_t { equal = 0, greater = 1, less = 2, not_equal = 3 };
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <conclave/version.hpp>
+
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -10,7 +12,7 @@
 /// key in byte order. An empty `range_end` means the first key alone; one NUL byte means that
 /// there is no upper bound.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// The `range_end` of all keys that start with `prefix`: the smallest key above all of them, or
 /// one NUL byte if there is no such key (the prefix is empty or consists of 0xff only).

@@ -3,6 +3,7 @@
 
 #include <conclave/etcd/key_range.hpp>
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
 #include <cstdint>
 #include <optional>
@@ -21,7 +22,7 @@
 /// finds them in an expression with co_await. The option structs, which are written as braced
 /// lists, are trivially destructible for the same reason.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 enum class sort_order : std::int32_t { none = 0, ascend = 1, descend = 2 };
 

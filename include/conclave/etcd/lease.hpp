@@ -2,6 +2,7 @@
 #pragma once
 
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
 #include <cstdint>
 #include <string>
@@ -10,7 +11,7 @@
 
 /// Requests and responses of the lease service. All times are whole seconds.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Creates a lease.
 struct lease_grant_request {

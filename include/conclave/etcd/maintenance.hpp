@@ -2,6 +2,7 @@
 #pragma once
 
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
 #include <cstdint>
 #include <optional>
@@ -9,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Asks a member for its state.
 struct status_request {

@@ -4,6 +4,7 @@
 #include <conclave/etcd/compare.hpp>
 #include <conclave/etcd/kv.hpp>
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
 #include <concepts>
 #include <cstddef>
@@ -14,7 +15,7 @@
 #include <variant>
 #include <vector>
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 struct request_op;
 struct response_op;

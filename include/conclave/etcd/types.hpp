@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <conclave/version.hpp>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -10,7 +12,7 @@
 /// included. A default-constructed message has every field absent, which the server reads as
 /// zero, false or empty.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Identifies a lease; 0 means "no lease". Chosen by the client or by the server.
 using lease_id = std::int64_t;

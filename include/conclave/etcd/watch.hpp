@@ -2,6 +2,7 @@
 #pragma once
 
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
 #include <cstdint>
 #include <string>
@@ -13,7 +14,7 @@
 /// Requests and responses of the watch service: one stream carries many watches, each with an id
 /// that is unique on its stream.
 
-namespace conclave {
+namespace conclave::inline CONCLAVE_ABI {
 
 /// Kinds of events that the server shall leave out.
 enum class watch_filter : std::int32_t { no_put = 0, no_delete = 1 };

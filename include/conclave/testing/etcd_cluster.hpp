@@ -3,8 +3,9 @@
 
 #include <conclave/testing/etcd_server.hpp>
 #include <conclave/testing/peer_links.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::testing {
+namespace conclave::inline CONCLAVE_ABI::testing {
 
 /// How a private cluster is started.
 struct etcd_cluster_options {

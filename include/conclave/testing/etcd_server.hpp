@@ -3,11 +3,12 @@
 
 #include <conclave/testing/child_process.hpp>
 #include <conclave/testing/loopback.hpp>
+#include <conclave/version.hpp>
 
 #include <cstdint>
 #include <memory>
 
-namespace conclave::testing {
+namespace conclave::inline CONCLAVE_ABI::testing {
 
 /// How an etcd speaks TLS with its clients. All files are PEM.
 struct etcd_tls_options {

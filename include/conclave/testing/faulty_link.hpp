@@ -3,6 +3,7 @@
 
 #include <conclave/testing/child_process.hpp>
 #include <conclave/testing/loopback.hpp>
+#include <conclave/version.hpp>
 
 #include <netinet/tcp.h>
 #include <sys/eventfd.h>
@@ -13,7 +14,7 @@
 #include <exception>
 #include <memory>
 
-namespace conclave::testing {
+namespace conclave::inline CONCLAVE_ABI::testing {
 
 /// Which way bytes go through a `faulty_link`.
 enum class direction { to_server, to_client, both };

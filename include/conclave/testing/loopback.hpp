@@ -2,6 +2,7 @@
 #pragma once
 
 #include <conclave/testing/child_process.hpp>
+#include <conclave/version.hpp>
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -14,7 +15,7 @@
 #include <cstring>
 #include <random>
 
-namespace conclave::testing {
+namespace conclave::inline CONCLAVE_ABI::testing {
 
 /// A TCP port of 127.0.0.1 that nobody listened on when it was chosen, kept for this object among all
 /// programs that use this class, whether or not somebody listens on it meanwhile: a server can be restarted

@@ -4,6 +4,7 @@
 #include <conclave/testing/child_process.hpp>
 #include <conclave/testing/loopback.hpp>
 #include <conclave/testing/socket_owner.hpp>
+#include <conclave/version.hpp>
 
 #include <netinet/tcp.h>
 #include <sys/eventfd.h>
@@ -12,7 +13,7 @@
 #include <cstdint>
 #include <list>
 
-namespace conclave::testing {
+namespace conclave::inline CONCLAVE_ABI::testing {
 
 /// The links between the members of a cluster on this machine: all that one member says to another passes
 /// through a relay, and a member can be cut off from all others in both directions.

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <conclave/testing/loopback.hpp>
+#include <conclave/version.hpp>
 
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
 
-namespace conclave::testing::detail {
+namespace conclave::inline CONCLAVE_ABI::testing::detail {
 
 // Whose a TCP socket of this machine is: what a member of a cluster is recognised by.
 

@@ -17,8 +17,9 @@
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/watch_hub.hpp>
 #include <conclave/detail/engine/write_combiner.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::client {
+namespace conclave::inline CONCLAVE_ABI::detail::client {
 
 /// What all copies of a client share. The last handle's end closes the streams, behind itself.
 class client_state {

@@ -11,8 +11,9 @@
 #include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/watch_hub.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::client {
+namespace conclave::inline CONCLAVE_ABI::detail::client {
 
 /// Waits until a key is gone: watches from now, then reads; whatever happens after that read reaches the
 /// watch. On the strand.

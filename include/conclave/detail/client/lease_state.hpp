@@ -16,8 +16,9 @@
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/waiting_list.hpp>
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::client {
+namespace conclave::inline CONCLAVE_ABI::detail::client {
 
 /// Of our own choice, so that asking twice for a lease cannot leave two behind.
 inline lease_id new_lease_id(engine::runtime& on) {

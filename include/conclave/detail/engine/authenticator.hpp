@@ -14,8 +14,9 @@
 #include <conclave/detail/engine/waiting_list.hpp>
 #include <conclave/detail/rpc/clock.hpp>
 #include <conclave/detail/rpc/secret.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// What goes with a call to say who makes it.
 struct token {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <conclave/version.hpp>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Growing delays with jitter, so that many clients do not come back at the same moment.
 class backoff {

@@ -21,8 +21,9 @@
 #include <conclave/detail/rpc/transport.hpp>
 #include <conclave/detail/wire/messages.hpp>
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 namespace impl {
 

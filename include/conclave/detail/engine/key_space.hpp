@@ -11,8 +11,9 @@
 #include <conclave/etcd/lease.hpp>
 #include <conclave/etcd/txn.hpp>
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// A client's part of the store: every key that it sends gets a prefix, every key that it receives loses it.
 /// Compatible with the namespaces of etcd's Go client.

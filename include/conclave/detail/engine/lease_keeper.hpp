@@ -18,8 +18,9 @@
 #include <conclave/detail/engine/lease_keeper_machine.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/stream_link.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Drives lease keepers: a stream for every few leases, since a server works through a stream one by one and
 /// a sick lease holds up its neighbours. On the strand.

@@ -12,8 +12,9 @@
 
 #include <conclave/detail/engine/backoff.hpp>
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Keeps the leases of one keepalive stream alive, and knows for each until when its holder may believe in
 /// it. Pure: events and times go in, actions come out.

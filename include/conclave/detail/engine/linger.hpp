@@ -7,8 +7,9 @@
 #include <utility>
 
 #include <conclave/detail/engine/runtime.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Something that is worth keeping for a while after its last use, such as a standing watch.
 class lingering {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <conclave/version.hpp>
+
 #include <chrono>
 #include <deque>
 #include <functional>
 #include <optional>
 #include <utility>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Lets many do a thing of the same kind one after another, in the order in which they ask, and not more often
 /// than a server should be bothered. Pure: times go in.

@@ -6,8 +6,9 @@
 #include <mutex>
 
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// The highest revision that any answer has told of. The store never goes back, so an up-to-date answer below it
 /// is stale, or the store is not what it was: wiped, restored, or another one at the same address. Any thread.

@@ -26,8 +26,9 @@
 #include <conclave/detail/rpc/clock.hpp>
 #include <conclave/detail/rpc/transport.hpp>
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 using rpc::duration;
 using rpc::time_point;

@@ -11,8 +11,9 @@
 
 #include <conclave/detail/rpc/clock.hpp>
 #include <conclave/detail/rpc/transport.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// The servers of one cluster, and which of them is asked: one, for as long as it serves. A server that was
 /// silent, or that said it cannot serve, is left for a while although its connection stands. Any thread.

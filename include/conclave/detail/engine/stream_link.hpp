@@ -12,8 +12,9 @@
 #include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/rpc/duplex.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// One life of a stream: connects, opens, sends what is queued in order, passes on what comes in, and says
 /// how it ended. On the strand; after `close` it says nothing more.

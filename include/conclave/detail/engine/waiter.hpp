@@ -11,8 +11,9 @@
 #include <conclave/detail/rpc/context_service.hpp>
 #include <conclave/detail/rpc/receiver.hpp>
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Where what is waited for happens.
 class strand_owner {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <conclave/version.hpp>
+
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -8,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Those who wait, in order. Whoever leaves out of turn is found by a handle, however many wait: thousands may
 /// be cancelled at a time.

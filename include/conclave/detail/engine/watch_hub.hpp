@@ -12,8 +12,9 @@
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/stream_link.hpp>
 #include <conclave/detail/engine/watch_hub_machine.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Who hears of a watch. Called on the strand; the listener may add and remove watches meanwhile.
 class watch_listener {

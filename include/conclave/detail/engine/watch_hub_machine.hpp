@@ -17,8 +17,9 @@
 #include <conclave/detail/engine/backoff.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/watch.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Carries many watches on one stream and resumes them over reconnects. Pure: messages and times go in,
 /// actions come out.

@@ -12,8 +12,9 @@
 #include <conclave/detail/engine/call.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/write_combiner_machine.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// What the order of a write counts in; see `write_combiner_machine`. Not an aggregate, because of GCC 12.
 struct write_lane {

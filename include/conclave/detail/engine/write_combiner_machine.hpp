@@ -19,8 +19,9 @@
 
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::engine {
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 /// Gathers independent writes while one is under way, and sends what has gathered as one transaction: one
 /// proposal to the cluster instead of many. Pure: writes, answers and times go in, actions come out.

@@ -23,8 +23,9 @@
 #include <conclave/detail/pattern/claim_receipt.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// The local consumers of one queue, served together: one watch, one view of what waits, and one transaction
 /// at a time which claims as many of the oldest items as there are consumers. Each claim is nested with a

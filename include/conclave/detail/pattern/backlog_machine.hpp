@@ -14,8 +14,9 @@
 #include <vector>
 
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// The keys of queued items, as etcd's Go package writes them. Anything else below the prefix is no item.
 class backlog_grammar {

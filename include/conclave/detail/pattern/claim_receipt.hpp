@@ -20,8 +20,9 @@
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// The lease under which a client's claims leave their receipts: one for all its queues, kept alive as long as one
 /// of them is in use, and revoked behind the last. On the strand, but for the destructor.

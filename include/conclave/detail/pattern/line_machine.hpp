@@ -14,8 +14,9 @@
 #include <vector>
 
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// The keys of a line: `NAME/` and the participant's lease id in lower-case hexadecimal, as etcd's Go package
 /// writes them. Anything else below the prefix is not a participant.

@@ -17,8 +17,9 @@
 #include <conclave/detail/pattern/line_view.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// What holding a place at the front means to whoever holds it. Shared with the user's guard.
 struct hold {

@@ -18,8 +18,9 @@
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/watch_hub.hpp>
 #include <conclave/detail/pattern/line_machine.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// Reads all keys below a prefix, page by page, at one revision; from the beginning when that is compacted
 /// meanwhile.

@@ -19,8 +19,9 @@
 #include <conclave/detail/engine/waiting_list.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::pattern {
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// The local producers of one priority of one queue. Items are numbered; whoever adds some must touch the
 /// priority's own key in the same transaction, on the condition that nobody else did since the last number

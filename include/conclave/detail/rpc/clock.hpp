@@ -8,8 +8,9 @@
 #include <utility>
 
 #include <conclave/asio.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 using time_point = std::chrono::steady_clock::time_point;
 using duration = std::chrono::steady_clock::duration;

@@ -5,8 +5,9 @@
 #include <mutex>
 
 #include <conclave/asio.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// An intrusive list node of something that must not outlive its execution context.
 class context_member {

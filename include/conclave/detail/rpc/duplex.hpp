@@ -7,8 +7,9 @@
 #include <utility>
 
 #include <conclave/detail/rpc/transport.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// A duplex stream as awaitables. Copies share the stream. At most one read and one write at a time;
 /// cancelling either ends the stream.

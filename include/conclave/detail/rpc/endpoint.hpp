@@ -8,8 +8,9 @@
 #include <vector>
 
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// A server's address: what the user wrote, and how gRPC is told.
 struct endpoint {

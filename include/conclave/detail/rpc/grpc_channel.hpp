@@ -18,8 +18,9 @@
 
 #include <conclave/detail/rpc/grpc_reactor.hpp>
 #include <conclave/detail/rpc/tls.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// One gRPC channel to one server, and a standing watch on its connectivity. The watch keeps the channel
 /// reconnecting (gRPC 1.51 may otherwise stay disconnected for ever once nothing waits) and wakes those who

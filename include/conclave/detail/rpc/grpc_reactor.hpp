@@ -15,8 +15,9 @@
 #include <conclave/detail/rpc/context_service.hpp>
 #include <conclave/detail/rpc/receiver.hpp>
 #include <conclave/detail/rpc/status.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// What the completion queue hands back.
 class grpc_tag {

@@ -12,8 +12,9 @@
 #include <conclave/detail/rpc/grpc_channel.hpp>
 #include <conclave/detail/rpc/grpc_reactor.hpp>
 #include <conclave/detail/rpc/transport.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// A duplex stream of gRPC. Every operation under way keeps the stream alive, so its context outlives
 /// whatever gRPC still has to write into.

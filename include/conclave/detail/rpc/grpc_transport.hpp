@@ -13,8 +13,9 @@
 #include <conclave/detail/rpc/grpc_reactor.hpp>
 #include <conclave/detail/rpc/grpc_stream.hpp>
 #include <conclave/detail/rpc/transport.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// The real way out: one server through gRPC.
 class grpc_transport final : public transport {

@@ -10,8 +10,9 @@
 #include <conclave/etcd/lease.hpp>
 #include <conclave/etcd/maintenance.hpp>
 #include <conclave/etcd/txn.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// What a request is called on the wire, what answers it, and whether it changes the store.
 template <class Request>

@@ -7,8 +7,9 @@
 
 #include <conclave/asio.hpp>
 #include <conclave/detail/rpc/context_service.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// An operation under way that can be asked to end early. `cancel` is called on the executor of whoever
 /// waits, never after the operation's receiver has been completed, and never completes the receiver inline.

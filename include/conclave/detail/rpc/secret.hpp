@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <conclave/version.hpp>
+
 #include <cstddef>
 #include <memory>
 #include <string>
 #include <utility>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// A password, token or private key: shared between copies, overwritten when the last goes, and without any way
 /// to print it.

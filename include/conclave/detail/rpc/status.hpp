@@ -5,8 +5,9 @@
 #include <string_view>
 
 #include <conclave/error.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// gRPC's status codes, by their numbers on the wire.
 enum class status_code {

@@ -11,8 +11,9 @@
 
 #include <conclave/asio.hpp>
 #include <conclave/detail/rpc/clock.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// Real time: `std::chrono::steady_clock` and Asio's timers.
 class steady_clock final : public clock {

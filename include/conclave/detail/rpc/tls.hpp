@@ -4,8 +4,9 @@
 #include <string>
 
 #include <conclave/detail/rpc/secret.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// What an encrypted connection is made with, as PEM.
 struct tls_credentials {

@@ -10,8 +10,9 @@
 
 #include <conclave/detail/rpc/receiver.hpp>
 #include <conclave/detail/rpc/status.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::rpc {
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
 
 /// Names and values sent along with a call.
 using metadata = std::vector<std::pair<std::string, std::string>>;

@@ -3,6 +3,7 @@
 
 #include <conclave/detail/wire/decode_error.hpp>
 #include <conclave/detail/wire/field.hpp>
+#include <conclave/version.hpp>
 
 #include <google/protobuf/io/coded_stream.h>
 
@@ -16,7 +17,7 @@
 #include <variant>
 #include <vector>
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 /// Reads messages from bytes that nobody vouches for. Takes time and memory in proportion to the
 /// bytes read, whatever lengths they claim, and recurses no deeper than depth_limit. Accepts what

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <conclave/detail/wire/field.hpp>
+#include <conclave/version.hpp>
 
 #include <google/protobuf/io/coded_stream.h>
 
@@ -22,7 +23,7 @@
 /// buffer of just that size. The size of an embedded message is needed before its contents can be
 /// written; the meter leaves these sizes in a list from which the writer takes them.
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 /// Sizes of embedded messages in the order in which the walk enters them. The first few need no
 /// allocation.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <conclave/version.hpp>
+
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
@@ -29,7 +31,7 @@
 /// | std::vector<string or message>  | repeated                                   |
 /// | std::variant<monostate, …>      | oneof; the alternative held is written     |
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 /// One field: `Member` is a pointer to the data member.
 template <std::uint32_t Number, auto Member>

@@ -4,8 +4,9 @@
 #include <conclave/detail/wire/field.hpp>
 #include <conclave/detail/wire/types_tables.hpp>
 #include <conclave/etcd/kv.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<range_request> {

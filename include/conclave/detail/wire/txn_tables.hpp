@@ -5,8 +5,9 @@
 #include <conclave/detail/wire/kv_tables.hpp>
 #include <conclave/detail/wire/types_tables.hpp>
 #include <conclave/etcd/txn.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<compare> {

@@ -3,8 +3,9 @@
 
 #include <conclave/detail/wire/field.hpp>
 #include <conclave/etcd/types.hpp>
+#include <conclave/version.hpp>
 
-namespace conclave::detail::wire {
+namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
 template <>
 struct table<response_header> {
