@@ -14,11 +14,11 @@
 
 #include <iostream>
 
-namespace asio = conclave::asio;
+namespace net = conclave::asio;
 
 namespace {
 
-asio::awaitable<void> lock_once(conclave::client client) {
+net::awaitable<void> lock_once(conclave::client client) {
   auto session = co_await conclave::session::open(client);
   conclave::mutex mutex{session, "packaging"};
   auto lock = co_await mutex.lock();
@@ -31,8 +31,8 @@ asio::awaitable<void> lock_once(conclave::client client) {
 
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
-  asio::io_context io;
-  auto done = asio::co_spawn(io, lock_once({io, argv[1]}), asio::use_future);
+  net::io_context io;
+  auto done = net::co_spawn(io, lock_once({io, argv[1]}), net::use_future);
   io.run();
   done.get();
 }
