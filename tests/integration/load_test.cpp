@@ -415,8 +415,11 @@ TEST_CASE("load: a thousand sessions stand in one line") {
         for (std::size_t i = 0; i < count; ++i) waiters.start(i, lock_once(sessions[i], "lock/one", i, log));
         co_await keys_below(c, "lock/one/", count + 1, at_leisure);
         check_cost("sessions stand in one line", count, before, footprint::now(), 24'000);
-        // Two more sessions are there, and a server works through a stream one by one: 32 share one.
-        CHECK(calls_started(server, "Lease", "LeaseKeepAlive") <= count / 32 + 2);
+        // Two more sessions are there, and a server works through a stream one by one: 32 share one. On a busy
+        // machine streams may be replaced whose answers were late.
+        const auto streams = [&] { return calls_open(server, "Lease", "LeaseKeepAlive"); };
+        co_await eventually("32 sessions share a stream", [&] { return streams() <= count / 32 + 2; });
+        CHECK(streams() > 0);
         CHECK(server.metric(watch_streams_metric) == 1);
         CHECK(server.metric(watchers_metric) <= 3);  // those of the warming-up may have ended
 

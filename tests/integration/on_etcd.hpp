@@ -20,6 +20,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -196,6 +197,18 @@ inline double calls_started(const etcd_server& server, std::string_view service,
   return server.metric("grpc_server_started_total{grpc_method=\"" + std::string{method} +
                        "\",grpc_service=\"etcdserverpb." + std::string{service} + "\",grpc_type=\"" +
                        (stream ? "bidi_stream" : "unary") + "\"}");
+}
+
+/// How many calls of a method the server is serving.
+inline double calls_open(const etcd_server& server, std::string_view service, std::string_view method) {
+  const std::string of = "grpc_method=\"" + std::string{method} + "\",grpc_service=\"etcdserverpb." +
+                         std::string{service} + "\"";
+  double handled = 0;
+  std::istringstream lines{server.metrics()};
+  for (std::string line; std::getline(lines, line);)
+    if (line.starts_with("grpc_server_handled_total{") && line.find(of) != std::string::npos)
+      handled += std::stod(line.substr(line.rfind(' ') + 1));
+  return calls_started(server, service, method) - handled;
 }
 
 /// Runs `test(io_context&)` on this thread. Afterwards no coroutine may be left on the context; a test that throws
