@@ -736,7 +736,7 @@ TEST_CASE("counters that compare_and_put lose no increment") {
 TEST_CASE("a kept lease lives on, and the end of its last handle ends it") {
   on_etcd([](asio::io_context& context, etcd_server& server) -> asio::awaitable<void> {
     auto c = connect(context, server);
-    std::optional<conclave::kept_lease> lease = co_await c.keep_lease(1s);
+    std::optional<conclave::kept_lease> lease = co_await c.keep_lease(3s);
     const auto id = lease->id();
     const auto first = lease->valid_until();
     co_await c.put("k", "", {.lease = id});
