@@ -39,6 +39,17 @@ std::string place(const std::string& name, const session& of) {
   return line_grammar{name}.key(of.lease_id());
 }
 
+conclave::asio::awaitable<void> note_loss(const unique_lock& held, std::vector<std::string>& notes) {
+  (void)co_await held.lost();
+  notes.emplace_back(held.held() ? "told of a loss, and still holds" : "lost");
+}
+
+conclave::asio::awaitable<unique_lock> note_lock(mutex& wanted, std::vector<std::string>& notes) {
+  unique_lock got = co_await wanted.lock();
+  notes.emplace_back("locked");
+  co_return got;
+}
+
 }  // namespace
 
 TEST_CASE("a session is a lease, which its end revokes") {
@@ -408,6 +419,46 @@ TEST_CASE("a hold is not lost by what happens to other keys, nor by a broken str
     REQUIRE(lost.done());
     CHECK(lost.value() == errc::lock_lost);
   }
+}
+
+TEST_CASE("in one client a holder hears of its loss before the next one has the lock") {
+  world w;
+  const client c = w.connect();
+  const auto first = open(w, c);
+  const auto second = open(w, c);
+  // Several: in whatever order the library may keep the two.
+  const std::string name = "lock-" + std::to_string(GENERATE(range(0, 8)));
+  mutex m1{first, name};
+  mutex m2{second, name};
+  std::vector<std::string> notes;
+  const auto held = w.get(m1.lock());
+  w.settle();
+  auto losing = w.start(note_loss(held, notes));
+
+  SECTION("if an event tells of it") {
+    auto waiting = w.start(note_lock(m2, notes));
+    w.settle();
+    (void)w.etcd().apply(conclave::delete_key(held.key()));
+    w.settle();
+    CHECK(waiting.value().held());
+  }
+  SECTION("if the read after a broken stream does") {
+    auto waiting = w.start(note_lock(m2, notes));
+    w.settle();
+    w.server().break_streams();
+    (void)w.etcd().apply(conclave::delete_key(held.key()));
+    w.advance(2s);
+    CHECK(waiting.value().held());
+  }
+  SECTION("if the next one's own request does, before any event") {
+    w.server().tells_events = false;
+    (void)w.etcd().apply(conclave::delete_key(held.key()));
+    auto waiting = w.start(note_lock(m2, notes));
+    w.settle();
+    CHECK(waiting.value().held());
+  }
+  CHECK(notes == std::vector<std::string>{"lost", "locked"});
+  CHECK(losing.done());
 }
 
 TEST_CASE("a place in line that is deleted ends the wait") {

@@ -150,6 +150,12 @@ public:
     }
   }
 
+  void on_succeeded_by(revision token) override {
+    const auto self = shared_from_this();
+    if (phase_ == phase::held && !hold_->releasing && hold_->token < token)
+      lose(make_error_code(errc::lock_lost));
+  }
+
   [[nodiscard]] bool waits_for_change() const override { return phase_ == phase::standing; }
 
   void on_view_failed(std::exception_ptr why) override {
@@ -348,6 +354,7 @@ private:
   }
 
   void admit() {
+    view_->before_admitted(this, token_);
     phase_ = phase::held;
     hold_ = std::make_shared<hold>(key_, token_);
     const auto first = queue_.pop_front();

@@ -67,6 +67,8 @@ public:
     virtual void on_view_change() = 0;
     /// The line cannot be watched.
     virtual void on_view_failed(std::exception_ptr why) = 0;
+    /// Another local participant, who came at revision `token`, is first now.
+    virtual void on_succeeded_by(revision token) = 0;
     /// Whether it waits for a change.
     [[nodiscard]] virtual bool waits_for_change() const = 0;
 
@@ -85,8 +87,18 @@ public:
     if (!look_timer_) plan_look();
   }
 
+  /// A member is first with the place that it took at revision `token`, as the server said in whatever way: an
+  /// older holder here has lost the lock, and is told before the new one is.
+  void before_admitted(member* who, revision token) {
+    if (holder_ && token < holder_since_) return;  // late news
+    auto* const last = std::exchange(holder_, who);
+    holder_since_ = token;
+    if (last && last != who) last->on_succeeded_by(token);
+  }
+
   /// Does nothing if another member has taken the key over.
   void detach(const std::string& key, const member* who) {
+    if (holder_ == who) holder_ = nullptr;
     const auto found = members_.find(key);
     if (found == members_.end() || found->second != who) return;
     members_.erase(found);
@@ -205,6 +217,8 @@ private:
   std::weak_ptr<engine::linger_list> lingering_;  // which keeps this
   line_machine machine_;
   std::unordered_map<std::string, member*> members_;
+  member* holder_ = nullptr;  ///< The last that was admitted, while attached.
+  revision holder_since_ = 0;
   engine::watch_hub::handle watch_ = 0;
   std::uint64_t round_ = 0;
   engine::backoff patience_{std::chrono::milliseconds{500}, std::chrono::seconds{30}, 1};
