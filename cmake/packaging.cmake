@@ -8,7 +8,8 @@ include(CMakePackageConfigHelpers)
 
 set(conclave_package_dir "${CMAKE_INSTALL_DATAROOTDIR}/cmake/conclave")
 
-install(DIRECTORY include/conclave DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
+install(DIRECTORY include/conclave DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING
+  PATTERN "*.hpp" PATTERN "*.ipp")
 
 install(TARGETS conclave EXPORT conclaveTargets)
 install(EXPORT conclaveTargets NAMESPACE conclave:: DESTINATION "${conclave_package_dir}")
@@ -20,6 +21,7 @@ write_basic_package_version_file("${CMAKE_CURRENT_BINARY_DIR}/conclaveConfigVers
 install(FILES
   "${CMAKE_CURRENT_BINARY_DIR}/conclaveConfig.cmake"
   "${CMAKE_CURRENT_BINARY_DIR}/conclaveConfigVersion.cmake"
+  cmake/conclave-compiled.cmake
   cmake/conclave-dependencies.cmake
   DESTINATION "${conclave_package_dir}")
 

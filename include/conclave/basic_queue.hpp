@@ -51,38 +51,26 @@ public:
   /// survives server restarts, reconnects and compactions. Idle: one event and one round trip from enqueue to
   /// delivery; one proposal for up to 64 local consumers together. Cancellation throws `cancelled` promptly
   /// and loses no item.
-  asio::awaitable<std::string> dequeue() const { return one(state_, grammar_); }
+  asio::awaitable<std::string> dequeue() const;
 
   /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
   /// round trip, two to four for a client's first, and more while other consumers are faster; one proposal
   /// if an item was there. Does not wait for a server: `unavailable` or `timed_out`.
-  asio::awaitable<std::optional<std::string>> try_dequeue() const {
-    auto how = [](backlog& at, const waiter& who) { at.try_take(who, 1); };
-    return maybe_one(state_, grammar_, how);
-  }
+  asio::awaitable<std::optional<std::string>> try_dequeue() const;
 
   /// Waits as `dequeue` does, at most for `time`; then gives nothing.
-  asio::awaitable<std::optional<std::string>> dequeue_for(std::chrono::milliseconds time) const {
-    constexpr std::chrono::milliseconds longest{std::chrono::hours{24 * 365}};
-    auto how = [deadline = state_->runtime()->now() + std::min(time, longest)](
-                   backlog& at, const waiter& who) { at.take_until(who, 1, deadline); };
-    return maybe_one(state_, grammar_, how);
-  }
+  asio::awaitable<std::optional<std::string>> dequeue_for(std::chrono::milliseconds time) const;
 
   /// Waits until there is an item and takes the first ones, `most` at most (and at most 64), in their order,
   /// in one transaction. \throws error (`invalid_argument`) if `most` is zero.
-  asio::awaitable<std::vector<std::string>> dequeue_up_to(std::size_t most) const {
-    if (most == 0) throw error(errc::invalid_argument, "dequeue_up_to: the number is zero");
-    auto how = [most](backlog& at, const waiter& who) { at.take(who, most); };
-    return some(state_, grammar_, how);
-  }
+  asio::awaitable<std::vector<std::string>> dequeue_up_to(std::size_t most) const;
 
   /// How many items wait, at one revision. A round trip for every 5000.
-  asio::awaitable<std::size_t> size() const { return count(state_->runtime(), grammar_); }
+  asio::awaitable<std::size_t> size() const;
 
   /// The first item, which stays where it is. Linearizable. One round trip; a second one for the first of
   /// several that were put in one transaction.
-  asio::awaitable<std::optional<std::string>> peek() const { return look(state_->runtime(), grammar_); }
+  asio::awaitable<std::optional<std::string>> peek() const;
 
 protected:
   using grammar = detail::pattern::backlog_grammar;
@@ -116,26 +104,35 @@ private:
     return (keys.sorted() == grammar::order::by_commit ? "queue " : "priority queue ") + keys.prefix();
   }
 
+  /// What a wait consists of. In one place, whatever frames and closures it passes through: thousands may wait.
   template <class How>
-  static asio::awaitable<std::vector<std::string>> some(std::shared_ptr<client_state> state, grammar keys,
-                                                        How how) {
-    auto start = [state, keys, how](const waiter& who) {
-      const auto at =
-          state->shared<backlog>(shared_name(keys), [&] { return std::make_shared<backlog>(*state, keys); });
-      how(*at, who);
-    };
-    const auto on = state->runtime();
+  struct request {
+    std::shared_ptr<client_state> state;
+    grammar keys;
+    How how;
+
+    [[nodiscard]] std::shared_ptr<backlog> at() const {
+      return state->shared<backlog>(shared_name(keys),
+                                    [&] { return std::make_shared<backlog>(*state, keys); });
+    }
+  };
+
+  template <class How>
+  [[nodiscard]] std::shared_ptr<request<How>> request_of(How how) const {
+    return std::make_shared<request<How>>(request<How>{state_, grammar_, std::move(how)});
+  }
+
+  template <class How>
+  static asio::awaitable<std::vector<std::string>> some(std::shared_ptr<request<How>> what) {
     using items = std::vector<backlog::claimed>;
+    auto start = [what](const waiter& who) { what->how(*what->at(), who); };
     const auto cancellation = co_await asio::this_coro::cancellation_state;
     const auto before = cancellation.cancelled();
-    items taken = co_await detail::engine::wait<items>(on, std::move(start));
+    items taken = co_await detail::engine::wait<items>(what->state->runtime(), std::move(start));
     if (cancellation.cancelled() != before && !taken.empty()) {
       // An item and the cancellation at the same moment: whoever cancelled does not look at a result.
-      auto back = [state, keys = std::move(keys), taken = std::move(taken)]() mutable {
-        state->shared<backlog>(shared_name(keys), [&] { return std::make_shared<backlog>(*state, keys); })
-            ->give_back(std::move(taken));
-      };
-      on->run(std::move(back));
+      what->state->runtime()->run(
+          [what, taken = std::move(taken)]() mutable { what->at()->give_back(std::move(taken)); });
       throw error(errc::cancelled);
     }
     std::vector<std::string> values;
@@ -144,64 +141,23 @@ private:
   }
 
   template <class How>
-  static asio::awaitable<std::optional<std::string>> maybe_one(std::shared_ptr<client_state> state,
-                                                               grammar keys, How how) {
-    std::vector<std::string> values = co_await some(std::move(state), std::move(keys), how);
+  static asio::awaitable<std::optional<std::string>> maybe_one(std::shared_ptr<request<How>> what) {
+    std::vector<std::string> values = co_await some(std::move(what));
     std::optional<std::string> out;
     if (!values.empty()) out = std::move(values.front());
     co_return out;
   }
 
-  static asio::awaitable<std::string> one(std::shared_ptr<client_state> state, grammar keys) {
-    auto how = [](backlog& at, const waiter& who) { at.take(who, 1); };
-    std::vector<std::string> values = co_await some(std::move(state), std::move(keys), how);
+  template <class How>
+  static asio::awaitable<std::string> first_of(std::shared_ptr<request<How>> what) {
+    std::vector<std::string> values = co_await some(std::move(what));
     co_return std::move(values.front());
   }
 
-  static asio::awaitable<std::size_t> count(std::shared_ptr<detail::engine::runtime> on, grammar keys) {
-    const range_response found = co_await detail::pattern::read_keys(std::move(on), keys.prefix());
-    co_return static_cast<std::size_t>(std::count_if(
-        found.kvs.begin(), found.kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); }));
-  }
+  static asio::awaitable<std::size_t> count(std::shared_ptr<detail::engine::runtime> on, grammar keys);
 
   static asio::awaitable<std::optional<std::string>> look(std::shared_ptr<detail::engine::runtime> on,
-                                                          grammar keys) {
-    const bool by_commit = keys.sorted() == grammar::order::by_commit;
-    // Keys that are no items may stand before the first one.
-    for (std::int64_t limit = by_commit ? 2 : 1;; limit *= 16) {
-      range_response found = co_await detail::engine::call(
-          on, range_prefix(keys.prefix(), {.limit = limit,
-                                           .order = sort_order::ascend,
-                                           .target = by_commit ? sort_target::mod : sort_target::key}));
-      auto& kvs = found.kvs;
-      auto first =
-          std::find_if(kvs.begin(), kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); });
-      if (first == kvs.end()) {
-        if (!found.more) co_return std::nullopt;
-        if (kvs.size() < static_cast<std::size_t>(limit))
-          throw error(errc::unexpected_response, "KV.Range: more keys, and fewer than were asked for");
-        continue;
-      }
-      if (by_commit) {
-        // Items of one transaction share a revision; their keys are in order, but the server's answer is not,
-        // and may end among them.
-        const auto at = first->mod_revision;
-        if (found.more && kvs.back().mod_revision == at) {
-          found = co_await detail::engine::call(
-              on, range_prefix(keys.prefix(), {.min_mod_revision = at, .max_mod_revision = at}));
-          std::erase_if(kvs, [&](const key_value& each) { return !keys.is_item(each.key); });
-          if (kvs.empty()) {  // all taken meanwhile
-            limit = 1;
-            continue;
-          }
-          first = kvs.begin();
-        }
-        for (auto each = first; each != kvs.end() && each->mod_revision == at; ++each)
-          if (each->key < first->key && keys.is_item(each->key)) first = each;
-      }
-      co_return std::move(first->value);
-    }
-  }
+                                                          grammar keys);
 
   std::shared_ptr<client_state> state_;
   std::string name_;
@@ -209,3 +165,7 @@ private:
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/impl/basic_queue.ipp>
+#endif

@@ -76,30 +76,24 @@ public:
   /// Reads a key or a range: `co_await c.range(conclave::range_prefix("config/", {.limit = 100}))`.
   /// Linearizable unless `serializable` is set. Errors beside the common ones: `compacted`,
   /// `future_revision`, `response_too_large`.
-  asio::awaitable<range_response> range(range_request request) const { return call(std::move(request)); }
+  asio::awaitable<range_response> range(range_request request) const;
 
   /// Reads one key; nothing when it does not exist. Linearizable.
-  asio::awaitable<std::optional<key_value>> get(std::string key) const {
-    return get_one(state_->runtime(), std::move(key));
-  }
+  asio::awaitable<std::optional<key_value>> get(std::string key) const;
 
   /// Writes a key. Errors beside the common ones: `lease_not_found`, `request_too_large`, `no_space`,
   /// `invalid_argument` (an empty key).
-  asio::awaitable<put_response> put(std::string key, std::string value, put_options options = {}) const {
-    return call(conclave::put(std::move(key), std::move(value), options));
-  }
-  asio::awaitable<put_response> put(put_request request) const { return call(std::move(request)); }
+  asio::awaitable<put_response> put(std::string key, std::string value, put_options options = {}) const;
+  asio::awaitable<put_response> put(put_request request) const;
 
   /// Deletes a key or a range; keys that do not exist are no error.
-  asio::awaitable<delete_range_response> delete_range(delete_range_request request) const {
-    return call(std::move(request));
-  }
+  asio::awaitable<delete_range_response> delete_range(delete_range_request request) const;
 
   /// Applies a transaction; `succeeded` tells which branch. Its answers are typed, nested ones included.
   /// Errors beside the common ones: `too_many_operations`, `duplicate_key`, `request_too_large`,
   /// `lease_not_found`, `no_space` (etcd 3.4 may have applied a transaction that it refuses so). A transaction
   /// that only reads is no proposal.
-  asio::awaitable<txn_response> txn(conclave::txn request) const { return call(std::move(request)); }
+  asio::awaitable<txn_response> txn(conclave::txn request) const;
 
   /// Applies a transaction that is independent of all others, as `txn` does, and shares the cost with them: one
   /// that comes while another is under way waits for its answer, and goes with all that wait in one round trip
@@ -115,92 +109,53 @@ public:
   /// not sent) and `outcome_unknown` also when the answers of all that went together exceed
   /// `client_options::receive_limit`, or when the store is full and this one puts nothing. It may take up to
   /// twice the request timeout. Cancellation: one that waits is not sent; one under way may be applied.
-  asio::awaitable<txn_response> combined_txn(conclave::txn request) const {
-    return state_->writes()->apply(std::move(request));
-  }
+  asio::awaitable<txn_response> combined_txn(conclave::txn request) const;
 
   /// Drops the history below revision `before`. Errors beside the common ones: `compacted`,
   /// `future_revision`.
-  asio::awaitable<compaction_response> compact(conclave::revision before, bool physical = false) const {
-    compaction_request request;
-    request.revision = before;
-    request.physical = physical;
-    return call(std::move(request));
-  }
+  asio::awaitable<compaction_response> compact(conclave::revision before, bool physical = false) const;
 
   /// Grants a lease which nobody keeps alive; see `keep_lease`. An `id` of zero lets the server choose.
   /// Errors beside the common ones: `lease_exists`, `invalid_argument` (the TTL).
-  asio::awaitable<lease_grant_response> lease_grant(std::chrono::seconds ttl, lease_id id = 0) const {
-    lease_grant_request request;
-    request.ttl = ttl.count();
-    request.id = id;
-    return call(std::move(request));
-  }
+  asio::awaitable<lease_grant_response> lease_grant(std::chrono::seconds ttl, lease_id id = 0) const;
 
   /// Ends a lease and deletes its keys, at one revision. Errors beside the common ones: `lease_not_found`.
-  asio::awaitable<lease_revoke_response> lease_revoke(lease_id id) const {
-    lease_revoke_request request;
-    request.id = id;
-    return call(std::move(request));
-  }
+  asio::awaitable<lease_revoke_response> lease_revoke(lease_id id) const;
 
   /// How long a lease has left, -1 when it does not exist; with `keys`, which keys it holds.
-  asio::awaitable<lease_time_to_live_response> lease_time_to_live(lease_id id, bool keys = false) const {
-    lease_time_to_live_request request;
-    request.id = id;
-    request.keys = keys;
-    return call(std::move(request));
-  }
+  asio::awaitable<lease_time_to_live_response> lease_time_to_live(lease_id id, bool keys = false) const;
 
   /// All leases of the cluster.
-  asio::awaitable<lease_leases_response> leases() const { return call(lease_leases_request{}); }
+  asio::awaitable<lease_leases_response> leases() const;
 
   /// How the server is that answers.
-  asio::awaitable<status_response> status() const { return call(status_request{}); }
+  asio::awaitable<status_response> status() const;
 
   /// Watches one key; `watch_prefix` every key that starts with `prefix`; `watch_interval` those in [begin,
   /// end). Completes when it is certain that every change from `start_revision` on, or from now on, will be
   /// seen: at once for a revision, after one linearizable read for "now".
-  asio::awaitable<watcher> watch(std::string key, watch_options options = {}) const {
-    return start_watch(state_, std::move(key), {}, options);
-  }
-  asio::awaitable<watcher> watch_prefix(std::string prefix, watch_options options = {}) const {
-    auto end = prefix_end(prefix);
-    if (prefix.empty()) prefix.assign(1, '\0');
-    return start_watch(state_, std::move(prefix), std::move(end), options);
-  }
+  asio::awaitable<watcher> watch(std::string key, watch_options options = {}) const;
+  asio::awaitable<watcher> watch_prefix(std::string prefix, watch_options options = {}) const;
   asio::awaitable<watcher> watch_interval(std::string begin, std::string end,
-                                          watch_options options = {}) const {
-    return start_watch(state_, std::move(begin), std::move(end), options);
-  }
+                                          watch_options options = {}) const;
 
   // What the recipes are composed of; build your own on the same three.
 
   /// Grants a lease and keeps it alive until the handle, or the last copy of it, goes. The lease id is the
   /// client's choice, so a lost answer is asked for again and never leaves a second lease behind.
-  asio::awaitable<kept_lease> keep_lease(std::chrono::seconds ttl) const { return grant(state_, ttl); }
+  asio::awaitable<kept_lease> keep_lease(std::chrono::seconds ttl) const;
 
   /// Waits until `key` does not exist; at once if so. Completes with a revision at which it was gone. With a
   /// `create_revision`, waits for the end of just that incarnation: a key made anew does not count. Bridges
   /// reconnects, restarts and compactions, and waits for as long as it takes. Cancellation leaves nothing
   /// behind. Costs a watch, on the client's one stream, and then a linearizable read: whatever happens after
   /// that read reaches the watch.
-  asio::awaitable<revision> wait_deleted(std::string key, revision create_revision = 0) const {
-    auto start = [state = state_, key = std::move(key),
-                  create_revision](detail::client::deletion_wait::waiter waiting) mutable {
-      std::make_shared<detail::client::deletion_wait>(std::move(state), std::move(key), create_revision,
-                                                      std::move(waiting))
-          ->start();
-    };
-    return detail::engine::wait<revision>(state_->runtime(), std::move(start));
-  }
+  asio::awaitable<revision> wait_deleted(std::string key, revision create_revision = 0) const;
 
   /// Writes `value` if the key's mod revision is still `expected`, where zero means that it must not exist.
   /// One round trip, one proposal, whatever the outcome.
   asio::awaitable<compare_and_put_result> compare_and_put(std::string key, revision expected,
-                                                          std::string value, put_options options = {}) const {
-    return compare_put(state_->runtime(), std::move(key), expected, std::move(value), options);
-  }
+                                                          std::string value, put_options options = {}) const;
 
   /// For tests and simulations: other servers and another clock than gRPC and real time.
   client(const asio::any_io_executor& executor, std::vector<std::shared_ptr<detail::rpc::transport>> servers,
@@ -245,56 +200,23 @@ private:
   }
 
   static asio::awaitable<std::optional<key_value>> get_one(std::shared_ptr<detail::engine::runtime> on,
-                                                           std::string key) {
-    range_response found = co_await detail::engine::call(std::move(on), conclave::range(std::move(key)));
-    std::optional<key_value> out;
-    if (!found.kvs.empty()) out = std::move(found.kvs.front());
-    co_return out;
-  }
+                                                           std::string key);
 
   static asio::awaitable<compare_and_put_result> compare_put(std::shared_ptr<detail::engine::runtime> on,
                                                              std::string key, revision expected,
-                                                             std::string value, put_options options) {
-    conclave::txn request;
-    request.when(mod_revision(key) == expected)
-        .then(conclave::put(key, std::move(value), options))
-        .otherwise(conclave::range(key));
-    txn_response answer = co_await detail::engine::call(std::move(on), std::move(request));
-    compare_and_put_result out;
-    out.succeeded = answer.succeeded;
-    out.revision = answer.header.revision;
-    if (!answer.succeeded) {
-      auto& kvs = answer.at(0).range().kvs;
-      if (!kvs.empty()) out.current = std::move(kvs.front());
-    }
-    co_return out;
-  }
+                                                             std::string value, put_options options);
 
   static asio::awaitable<kept_lease> grant(std::shared_ptr<detail::client::client_state> of,
-                                           std::chrono::seconds ttl) {
-    auto owner = co_await detail::client::grant_and_keep(std::move(of), ttl);
-    co_return kept_lease{std::move(owner)};
-  }
+                                           std::chrono::seconds ttl);
 
   static asio::awaitable<watcher> start_watch(std::shared_ptr<detail::client::client_state> of,
-                                              std::string key, std::string range_end, watch_options options) {
-    if (options.start_revision < 0)
-      throw error(errc::invalid_argument, "watch: the start revision is negative");
-    if (key.empty()) throw error(errc::invalid_argument, "watch: the key is empty");
-    const auto on = of->runtime();
-    auto from = options.start_revision;
-    if (from == 0) {
-      const range_response now =
-          co_await detail::engine::call(on, conclave::range(key, {.count_only = true}));
-      from = now.header.revision + 1;
-    }
-    auto state = std::make_shared<detail::client::watch_state>(std::move(of), std::move(key),
-                                                               std::move(range_end), options);
-    on->run([state, from] { state->start(from); });
-    co_return watcher{std::move(state)};
-  }
+                                              std::string key, std::string range_end, watch_options options);
 
   std::shared_ptr<detail::client::client_state> state_;
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/impl/client.ipp>
+#endif

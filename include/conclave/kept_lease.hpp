@@ -39,17 +39,12 @@ public:
   /// Completes when the lease has ended, with why: `session_lost` or `session_closed`. At once if it has.
   /// Does not wait longer than `valid_until`, whatever the network does. Cancellation leaves nothing behind.
   /// No round trip.
-  asio::awaitable<std::error_code> lost() const {
-    auto start = [state = owner_->state()](const detail::client::lease_state::end_waiter& waiting) {
-      state->await_end(waiting);
-    };
-    return detail::engine::wait<std::error_code>(state().runtime(), std::move(start));
-  }
+  asio::awaitable<std::error_code> lost() const;
 
   /// Revokes the lease and so deletes all its keys, at one revision. One round trip, one proposal; a lease
   /// that is gone already is a success. Errors: `unavailable`, `outcome_unknown` when the server did not say;
   /// and then, as after a cancellation, revoking goes on behind the caller until the lease's time is over.
-  asio::awaitable<void> revoke() { return detail::client::revoke(owner_->state()); }
+  asio::awaitable<void> revoke();
 
 private:
   friend class client;
@@ -62,3 +57,7 @@ private:
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/impl/kept_lease.ipp>
+#endif

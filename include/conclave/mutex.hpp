@@ -67,92 +67,78 @@ public:
   /// refuses the key with. While no server can be reached the wait goes on until the session is lost.
   /// Cancellation throws `cancelled` promptly, cluster or not; the place passes to the session's next local
   /// waiter, or its key is deleted behind the caller.
-  asio::awaitable<unique_lock> lock() {
-    auto enter = [](member& at, const waiter& who) { at.enter(who); };
-    return acquired(session_, name_, enter);
-  }
+  asio::awaitable<unique_lock> lock();
 
   /// Takes the lock if it is free; nothing otherwise, at once also when another coroutine of the same session
   /// holds or awaits it. One round trip, one proposal; a failed try leaves no key. Errors: those of `lock`,
   /// and `unavailable` and `outcome_unknown`: no lock is held then, and what may have been written is removed
   /// behind the caller.
-  asio::awaitable<std::optional<unique_lock>> try_lock() {
-    auto enter = [](member& at, const waiter& who) { at.try_enter(who); };
-    return maybe_acquired(session_, name_, enter);
-  }
+  asio::awaitable<std::optional<unique_lock>> try_lock();
 
   /// Waits as `lock` does, at most for `time`; then gives nothing, and its key is deleted behind the caller.
-  asio::awaitable<std::optional<unique_lock>> try_lock_for(std::chrono::milliseconds time) {
-    return try_lock_until(session_.owner()->state()->runtime()->now() + time);
-  }
+  asio::awaitable<std::optional<unique_lock>> try_lock_for(std::chrono::milliseconds time);
 
   /// The same until a moment of the client's clock.
-  asio::awaitable<std::optional<unique_lock>> try_lock_until(session::time_point deadline) {
-    auto enter = [deadline](member& at, const waiter& who) { at.enter_until(who, deadline); };
-    return maybe_acquired(session_, name_, enter);
-  }
+  asio::awaitable<std::optional<unique_lock>> try_lock_until(session::time_point deadline);
 
   /// Who holds and who awaits the lock. A linearizable read; a round trip for every 5000 keys.
-  asio::awaitable<lock_line> inspect() const {
-    return read_line(session_.owner()->state()->runtime(), name_);
-  }
+  asio::awaitable<lock_line> inspect() const;
 
 private:
   using member = detail::pattern::line_member;
   using waiter = member::waiter;
 
+  /// What a wait consists of. In one place, whatever frames and closures it passes through: thousands may wait; and
+  /// shared with the strand, which may still write it when the coroutine has been destroyed.
   template <class Enter>
-  static asio::awaitable<unique_lock> acquired(session of, std::string name, Enter enter) {
-    const auto owner = of.owner();
-    // Shared with the strand, which may still write it when this coroutine has been destroyed.
-    const auto at = std::make_shared<std::shared_ptr<member>>();
-    auto start = [state = owner->state(), name = std::move(name), at, enter](const waiter& who) {
+  struct entry {
+    std::shared_ptr<detail::client::lease_owner> owner;
+    std::string name;
+    Enter enter;
+    std::shared_ptr<member> at{};
+  };
+
+  template <class Enter>
+  [[nodiscard]] std::shared_ptr<entry<Enter>> entry_of(Enter enter) const {
+    return std::make_shared<entry<Enter>>(entry<Enter>{session_.owner(), name_, std::move(enter)});
+  }
+
+  template <class Enter>
+  static asio::awaitable<unique_lock> acquired(std::shared_ptr<entry<Enter>> what) {
+    auto start = [what](const waiter& who) {
+      const auto& state = what->owner->state();
       if (state->now_in() != detail::client::lease_state::phase::alive) {
         who->fail(state->why_ended());
         return;
       }
-      const std::string part = "mutex " + name;
-      *at = state->template part<member>(part, [&] { return std::make_shared<member>(state, name, part); });
-      enter(**at, who);
+      const std::string part = "mutex " + what->name;
+      what->at = state->template part<member>(
+          part, [&] { return std::make_shared<member>(state, what->name, part); });
+      what->enter(*what->at, who);
     };
-    const auto on = owner->state()->runtime();
-    auto hold = co_await detail::engine::wait<std::shared_ptr<detail::pattern::hold>>(on, std::move(start));
+    auto hold = co_await detail::engine::wait<std::shared_ptr<detail::pattern::hold>>(
+        what->owner->state()->runtime(), std::move(start));
     unique_lock out;
-    if (hold) out = unique_lock{std::move(hold), std::move(*at), owner};
+    if (hold) out = unique_lock{std::move(hold), std::move(what->at), what->owner};
     co_return out;
   }
 
   template <class Enter>
-  static asio::awaitable<std::optional<unique_lock>> maybe_acquired(session of, std::string name,
-                                                                    Enter enter) {
-    unique_lock lock = co_await acquired(std::move(of), std::move(name), enter);
+  static asio::awaitable<std::optional<unique_lock>> maybe_acquired(std::shared_ptr<entry<Enter>> what) {
+    unique_lock lock = co_await acquired(std::move(what));
     std::optional<unique_lock> out;
     if (lock.token() != 0) out.emplace(std::move(lock));
     co_return out;
   }
 
-  static asio::awaitable<lock_line> read_line(std::shared_ptr<detail::engine::runtime> on, std::string name) {
-    const detail::pattern::line_grammar grammar{name};
-    range_response found = co_await detail::pattern::read_keys(std::move(on), grammar.prefix());
-    lock_line out;
-    for (auto& each : found.kvs) {
-      if (!grammar.is_participant(each.key)) {
-        ++out.foreign_keys;
-        continue;
-      }
-      lock_line::place where;
-      where.key = std::move(each.key);
-      where.token = each.create_revision;
-      where.lease = each.lease;
-      out.places.push_back(std::move(where));
-    }
-    std::sort(out.places.begin(), out.places.end(),
-              [](const lock_line::place& a, const lock_line::place& b) { return a.token < b.token; });
-    co_return out;
-  }
+  static asio::awaitable<lock_line> read_line(std::shared_ptr<detail::engine::runtime> on, std::string name);
 
   session session_;
   std::string name_;
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/impl/mutex.ipp>
+#endif

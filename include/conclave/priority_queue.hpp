@@ -37,25 +37,15 @@ public:
   /// `no_space`; `outcome_unknown` when the answer got lost and no server said afterwards what became of the item
   /// (one that is certain not to be there is sent again, three times in all). Cancellation: the item may have been
   /// written.
-  asio::awaitable<revision> enqueue(std::string value, std::uint16_t priority) const {
-    return add(state(), keys(), name(), std::move(value), priority);
-  }
+  asio::awaitable<revision> enqueue(std::string value, std::uint16_t priority) const;
 
 private:
   static asio::awaitable<revision> add(std::shared_ptr<client_state> state, grammar keys, std::string name,
-                                       std::string value, std::uint16_t priority) {
-    using lane = detail::pattern::priority_lane;
-    auto start = [state, name = std::move(name), value = std::move(value),
-                  priority](const lane::waiter& who) mutable {
-      const auto at = state->shared<lane>("lane " + std::to_string(priority) + " " + name,
-                                          [&] { return std::make_shared<lane>(*state, name, priority); });
-      at->add(who, std::move(value));
-    };
-    const auto on = state->runtime();
-    const revision written = co_await detail::engine::wait<revision>(on, std::move(start));
-    note_write(state, keys, written);
-    co_return written;
-  }
+                                       std::string value, std::uint16_t priority);
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/impl/priority_queue.ipp>
+#endif

@@ -34,10 +34,7 @@ public:
   /// Opens a session. One round trip, one proposal; it is then kept alive on a stream of the client at a
   /// third of the TTL. Errors: those of the client; a grant whose answer got lost is asked for again under
   /// the same id. Cancellation: a lease that may have been granted is revoked behind the caller.
-  static asio::awaitable<session> open(client on, session_options options = {}) {
-    auto lease = co_await on.keep_lease(options.ttl);
-    co_return session{std::move(lease)};
-  }
+  static asio::awaitable<session> open(client on, session_options options = {});
 
   /// The lease that everything of this session hangs on; a client's own keys may be put under it too.
   [[nodiscard]] conclave::lease_id lease_id() const noexcept { return lease_.id(); }
@@ -54,12 +51,12 @@ public:
 
   /// Completes when the session has ended, with `session_lost` or `session_closed`; at the latest at
   /// `valid_until`. Cancellation leaves nothing behind. No round trip.
-  asio::awaitable<std::error_code> lost() const { return lease_.lost(); }
+  asio::awaitable<std::error_code> lost() const;
 
   /// Ends the session: every wait and hold under it ends with `session_closed`, and all its keys are deleted
   /// at one revision. One round trip, one proposal. Errors: `unavailable`, `outcome_unknown` when no server
   /// said so in time; closing then goes on behind the caller, as after a cancellation.
-  asio::awaitable<void> close() { return lease_.revoke(); }
+  asio::awaitable<void> close();
 
 private:
   friend class mutex;
@@ -74,3 +71,7 @@ private:
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/impl/session.ipp>
+#endif

@@ -85,45 +85,24 @@ public:
   /// deleted), or with no error when it was released. At once if it has ended. Known without a round trip,
   /// from the watch that the lock keeps, and never later than `session::valid_until`. Cancellation leaves
   /// nothing behind.
-  asio::awaitable<std::error_code> lost() const {
-    require();
-    auto start = [hold = hold_,
-                  member = member_](const std::shared_ptr<detail::engine::waiter<std::error_code>>& w) {
-      if (!hold->held.load()) {
-        w->complete(hold->ended);
-        return;
-      }
-      const auto place = hold->waiting.push_back(w);
-      w->on_cancel([hold, place] { hold->waiting.remove(place); });
-    };
-    return detail::engine::wait<std::error_code>(owner_->state()->runtime(), std::move(start));
-  }
+  asio::awaitable<std::error_code> lost() const;
 
   /// Releases the lock. One round trip, one proposal: a delete which only this hold's own key can meet, so it
   /// never harms a later holder. Errors: `lock_lost` or `session_lost` when the lock had been lost before
   /// (somebody else may have held it meanwhile); `unavailable`, `outcome_unknown` when no server said so within
   /// `client_options::request_timeout`, and releasing goes on behind the caller. Cancellation: releasing goes on behind the caller.
-  asio::awaitable<void> unlock() {
-    require();
-    return unlock_held(std::move(*this));
-  }
+  asio::awaitable<void> unlock();
 
   /// Applies a transaction on the condition that this lock is still held. One round trip, one proposal, as a
   /// nested transaction: `If fence Then [yours] Else nothing`. Errors: those of `client::txn`. After
   /// `outcome_unknown` read before trying again. Cancellation: the transaction may have been applied.
   /// It may not write the lock's own key.
-  asio::awaitable<commit_result> commit(txn request) const {
-    require();
-    return commit_held(hold_, member_, owner_, std::move(request));
-  }
+  asio::awaitable<commit_result> commit(txn request) const;
 
   /// Applies a transaction as `commit` does, and releases the lock in the same proposal, whether or not the
   /// transaction's own conditions are true. One round trip instead of two. Errors and cancellation: as those
   /// of `commit`, and releasing goes on behind the caller.
-  asio::awaitable<commit_result> commit_and_unlock(txn request) {
-    require();
-    return commit_last(std::move(*this), std::move(request));
-  }
+  asio::awaitable<commit_result> commit_and_unlock(txn request);
 
 private:
   friend class mutex;
@@ -153,54 +132,15 @@ private:
   }
 
   static asio::awaitable<detail::pattern::released> release(hold_ptr hold, member_ptr member, owner_ptr owner,
-                                                            std::optional<txn> last) {
-    const auto on = owner->state()->runtime();
-    auto start = [hold, member,
-                  last = std::move(last)](const detail::pattern::line_member::release_waiter& w) mutable {
-      member->release(hold, std::move(last), w);
-    };
-    detail::pattern::released out =
-        co_await detail::engine::wait<detail::pattern::released>(on, std::move(start));
-    co_return out;
-  }
+                                                            std::optional<txn> last);
 
   // The parameter releases if this never begins: whoever is cancelled already throws before it does.
-  static asio::awaitable<void> unlock_held(unique_lock behind) {
-    const auto state = behind.owner_->state();
-    const detail::pattern::released out =
-        co_await release(behind.hold_, behind.member_, behind.owner_, std::nullopt);
-    behind.hold_.reset();
-    if (out.lost) throw error(state->alive() ? errc::lock_lost : state->why_ended());
-  }
+  static asio::awaitable<void> unlock_held(unique_lock behind);
 
-  static asio::awaitable<commit_result> commit_last(unique_lock behind, txn request) {
-    std::optional<txn> last{std::move(request)};
-    detail::pattern::released out =
-        co_await release(behind.hold_, behind.member_, behind.owner_, std::move(last));
-    behind.hold_.reset();
-    commit_result result;
-    if (out.answer) {
-      result.outcome = out.answer->succeeded ? commit_outcome::committed : commit_outcome::compare_failed;
-      result.response = std::move(*out.answer);
-    }
-    co_return result;
-  }
+  static asio::awaitable<commit_result> commit_last(unique_lock behind, txn request);
 
   static asio::awaitable<commit_result> commit_held(hold_ptr hold, member_ptr member, owner_ptr owner,
-                                                    txn request) {
-    const auto on = owner->state()->runtime();
-    txn guarded;
-    guarded.when(create_revision(hold->key) == hold->token).then(std::move(request));
-    txn_response answer = co_await detail::engine::call(on, std::move(guarded));
-    commit_result result;
-    if (!answer.succeeded) {
-      on->run([hold, member] { member->report_lost(hold); });
-      co_return result;
-    }
-    result.response = std::move(answer.at(0).txn());
-    result.outcome = result.response.succeeded ? commit_outcome::committed : commit_outcome::compare_failed;
-    co_return result;
-  }
+                                                    txn request);
 
   hold_ptr hold_;
   member_ptr member_;
@@ -210,3 +150,7 @@ private:
 static_assert(!std::is_copy_constructible_v<unique_lock>);
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/impl/unique_lock.ipp>
+#endif

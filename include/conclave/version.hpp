@@ -13,3 +13,18 @@
 #else
 #define CONCLAVE_ABI v0_1_standalone
 #endif
+
+/// Header-only by default. With CONCLAVE_SEPARATE_COMPILATION the headers only declare the larger functions, which
+/// costs a compiler a fraction of the time; one source file of the program includes <conclave/src.hpp>, or defines
+/// CONCLAVE_SOURCE before it includes the single header, and has their definitions.
+#if defined(CONCLAVE_SEPARATE_COMPILATION)
+#define CONCLAVE_DECL
+#if !defined(CONCLAVE_SOURCE)
+#define CONCLAVE_DECLARATIONS_ONLY
+#elif defined(__GNUC__) && !defined(__clang__)
+// GCC takes the lambdas in the frame of a coroutine for types that differ from one translation unit to the next.
+#pragma GCC diagnostic ignored "-Wsubobject-linkage"
+#endif
+#else
+#define CONCLAVE_DECL inline
+#endif

@@ -180,29 +180,13 @@ public:
   /// text says from where on there are any: list again, then watch anew), `permission_denied` and what else
   /// the server refuses the watch with; the watcher has ended then and repeats the error. Cancellation loses
   /// no event: the next call returns it. No round trip.
-  asio::awaitable<std::vector<event>> next() {
-    if (!state_) throw error(errc::invalid_argument, "watcher::next: the watcher was moved from");
-    return next_batch(state_);
-  }
+  asio::awaitable<std::vector<event>> next();
 
 private:
   friend class client;
   explicit watcher(std::shared_ptr<detail::client::watch_state> state) : state_(std::move(state)) {}
 
-  static asio::awaitable<std::vector<event>> next_batch(std::shared_ptr<detail::client::watch_state> state) {
-    const auto on = state->client()->runtime();
-    const auto cancellation = co_await asio::this_coro::cancellation_state;
-    const auto before = cancellation.cancelled();
-    auto start = [state](const detail::client::watch_state::batch_waiter& waiting) { state->next(waiting); };
-    std::vector<event> batch = co_await detail::engine::wait<std::vector<event>>(on, std::move(start));
-    if (cancellation.cancelled() != before) {
-      // Events and cancellation at the same moment: whoever cancelled does not look at a result.
-      auto back = [state, batch = std::move(batch)]() mutable { state->give_back(std::move(batch)); };
-      on->run(std::move(back));
-      throw error(errc::cancelled);
-    }
-    co_return batch;
-  }
+  static asio::awaitable<std::vector<event>> next_batch(std::shared_ptr<detail::client::watch_state> state);
 
   void stop() noexcept {
     if (!state_) return;
@@ -217,3 +201,7 @@ private:
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/impl/watcher.ipp>
+#endif

@@ -19,11 +19,7 @@ namespace detail {
 
 // Ends when the lock is lost, and fails when it is released: a failure does not end the race, so that a body
 // which releases the lock itself goes on.
-inline asio::awaitable<void> note_loss(const unique_lock& lock, std::error_code& why) {
-  const std::error_code ended = co_await lock.lost();
-  if (!ended) throw error(errc::cancelled);
-  why = ended;
-}
+CONCLAVE_DECL asio::awaitable<void> note_loss(const unique_lock& lock, std::error_code& why);
 
 // A body that throws must end the race as one that returns does, so it leaves its exception here.
 template <class Body>
@@ -50,30 +46,8 @@ template <class Body>
 using body_result = typename std::invoke_result_t<Body&, unique_lock&>::value_type;
 
 /// Runs `run` until it ends or the lock is lost, and then releases the lock.
-inline asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& lock,
-                                        std::exception_ptr& failed) {
-  using namespace asio::experimental::awaitable_operators;
-  std::error_code lost;
-  (void)co_await (std::move(run) || note_loss(lock, lost));
-  if (lost) throw error(static_cast<errc>(lost.value()), "with_lock: the body was cancelled");
-  // Cancelled: the guard's destructor releases behind the caller.
-  const auto state = co_await asio::this_coro::cancellation_state;
-  if (state.cancelled() != asio::cancellation_type::none) {
-    if (failed) std::rethrow_exception(failed);
-    throw error(errc::cancelled);
-  }
-  const bool released = lock.token() == 0;  // by the body
-  if (failed) {
-    std::exception_ptr unlock_failed;
-    try {
-      if (!released) co_await lock.unlock();
-    } catch (...) {
-      unlock_failed = std::current_exception();  // the body's own exception says more
-    }
-    std::rethrow_exception(failed);
-  }
-  if (!released) co_await lock.unlock();
-}
+CONCLAVE_DECL asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& lock,
+                                               std::exception_ptr& failed);
 
 }  // namespace detail
 
@@ -108,3 +82,7 @@ asio::awaitable<detail::body_result<Body>> with_lock(mutex& on, Body&& body) {
 }
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/impl/with_lock.ipp>
+#endif

@@ -4,6 +4,7 @@
 //
 // Made by tools/amalgamate from the headers under include/: change those, not this. Programs link with gRPC
 // (grpc++) and protobuf, and find Asio beside them. CONCLAVE_USE_BOOST_ASIO chooses Boost.Asio.
+// With CONCLAVE_SEPARATE_COMPILATION defined everywhere, one source file also defines CONCLAVE_SOURCE.
 //
 // Boost Software License - Version 1.0 - August 17th, 2003
 //
@@ -97,6 +98,21 @@
 #define CONCLAVE_ABI v0_1_boost
 #else
 #define CONCLAVE_ABI v0_1_standalone
+#endif
+
+/// Header-only by default. With CONCLAVE_SEPARATE_COMPILATION the headers only declare the larger functions, which
+/// costs a compiler a fraction of the time; one source file of the program includes <conclave/src.hpp>, or defines
+/// CONCLAVE_SOURCE before it includes the single header, and has their definitions.
+#if defined(CONCLAVE_SEPARATE_COMPILATION)
+#define CONCLAVE_DECL
+#if !defined(CONCLAVE_SOURCE)
+#define CONCLAVE_DECLARATIONS_ONLY
+#elif defined(__GNUC__) && !defined(__clang__)
+// GCC takes the lambdas in the frame of a coroutine for types that differ from one translation unit to the next.
+#pragma GCC diagnostic ignored "-Wsubobject-linkage"
+#endif
+#else
+#define CONCLAVE_DECL inline
 #endif
 
 // ---- conclave/asio.hpp ----
@@ -2955,7 +2971,17 @@ asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
 }
 
 /// Waits until `when`; throws `cancelled`.
-inline asio::awaitable<void> sleep_until(std::shared_ptr<runtime> on, time_point when) {
+CONCLAVE_DECL asio::awaitable<void> sleep_until(std::shared_ptr<runtime> on, time_point when);
+
+CONCLAVE_DECL asio::awaitable<void> sleep_for(std::shared_ptr<runtime> on, duration time);
+
+}  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+CONCLAVE_DECL asio::awaitable<void> sleep_until(std::shared_ptr<runtime> on, time_point when) {
   runtime* const where = on.get();
   auto start = [where, when](std::shared_ptr<waiter<std::monostate>> waiting) {
     const auto id = where->at(when, [waiting] { waiting->complete({}); });
@@ -2964,12 +2990,13 @@ inline asio::awaitable<void> sleep_until(std::shared_ptr<runtime> on, time_point
   (void)co_await wait<std::monostate>(std::move(on), std::move(start));
 }
 
-inline asio::awaitable<void> sleep_for(std::shared_ptr<runtime> on, duration time) {
+CONCLAVE_DECL asio::awaitable<void> sleep_for(std::shared_ptr<runtime> on, duration time) {
   const auto when = on->now() + time;
   return sleep_until(std::move(on), when);
 }
 
 }  // namespace conclave::detail::engine
+#endif
 
 // ---- conclave/etcd/auth.hpp ----
 
@@ -4120,16 +4147,7 @@ inline void throw_if_cancelled(const asio::cancellation_state& state) {
 }
 
 /// What gRPC has to say about a server that cannot be connected to: a call to it fails at once.
-inline asio::awaitable<rpc::status> ask_why(std::shared_ptr<rpc::transport> server) {
-  const std::string nothing;
-  rpc::transport* const asked = server.get();
-  auto start = [asked, &nothing](std::unique_ptr<rpc::receiver<rpc::unary_result>> receiver) {
-    asked->unary(rpc::method<status_request>::path, nothing, {}, std::chrono::milliseconds{200},
-                 std::move(receiver));
-  };
-  rpc::unary_result result = co_await rpc::suspend<rpc::unary_result>(std::move(start));
-  co_return std::move(result.state);
-}
+CONCLAVE_DECL asio::awaitable<rpc::status> ask_why(std::shared_ptr<rpc::transport> server);
 
 /// The words of OpenSSL and of gRPC for a certificate that does not pass.
 inline bool about_certificate(std::string text) {
@@ -4144,46 +4162,8 @@ inline bool about_certificate(std::string text) {
 
 /// A server that is connected; tries each in turn. Throws `unavailable` after `limit`, and `certificate_refused`
 /// as soon as it is clear that none else is to be had.
-inline asio::awaitable<std::shared_ptr<rpc::transport>> connected_server(std::shared_ptr<runtime> on,
-                                                                         std::chrono::milliseconds limit) {
-  using std::chrono::milliseconds;
-  auto server = on->servers().pick(on->now());
-  if (server->ready()) co_return server;
-  const auto deadline = on->now() + limit;
-  bool asked_why = false;
-  while (true) {
-    const auto left = std::chrono::ceil<milliseconds>(deadline - on->now());
-    if (left.count() <= 0) break;
-    // A failing one gets time for its next attempt, another that becomes ready is seen after the slice.
-    const auto slice = std::min(left, server->failing() ? milliseconds{100} : milliseconds{250});
-    rpc::transport* const asked = server.get();
-    auto start = [asked, slice](std::unique_ptr<rpc::receiver<bool>> receiver) {
-      asked->connect(slice, std::move(receiver));
-    };
-    const bool ready = co_await rpc::suspend<bool>(std::move(start));
-    if (ready) co_return server;
-    throw_if_cancelled(co_await asio::this_coro::cancellation_state);
-    if (!asked_why && on->servers().all_failing()) {
-      asked_why = true;
-      rpc::status why = co_await ask_why(server);
-      throw_if_cancelled(co_await asio::this_coro::cancellation_state);
-      if (!why.ok() && about_certificate(why.message))
-        throw error(errc::certificate_refused, "connecting", server->endpoint(), static_cast<int>(why.code),
-                    why.message);
-    }
-    on->servers().pass(*server);
-    server = on->servers().pick(on->now());
-    if (server->ready()) co_return server;
-  }
-  std::string reason;
-  if (server->failing()) {
-    const rpc::status why = co_await ask_why(server);
-    throw_if_cancelled(co_await asio::this_coro::cancellation_state);
-    if (!why.ok()) reason = ": " + why.message;
-  }
-  throw error(errc::unavailable, "could not connect to " + server->endpoint() + " within " +
-                                     std::to_string(limit.count()) + " ms" + reason);
-}
+CONCLAVE_DECL asio::awaitable<std::shared_ptr<rpc::transport>> connected_server(
+    std::shared_ptr<runtime> on, std::chrono::milliseconds limit);
 
 template <class Request>
 constexpr bool goes_unsigned =
@@ -4209,7 +4189,7 @@ bool is_up_to_date(const Request& request) {
     return std::is_same_v<Request, put_request> || std::is_same_v<Request, delete_range_request>;
 }
 
-inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline);
+CONCLAVE_DECL asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline);
 
 }  // namespace impl
 
@@ -4248,7 +4228,8 @@ asio::awaitable<rpc::response_of<Request>> send(std::shared_ptr<runtime> on, Req
   bool leaves_time = repeatable;
   while (true) {
     const auto connect_limit = std::min(on->options().connect_timeout, left());
-    const std::shared_ptr<rpc::transport> server = co_await impl::connected_server(on, connect_limit);
+    std::shared_ptr<rpc::transport> server = on->servers().pick(on->now());
+    if (!server->ready()) server = co_await impl::connected_server(on, connect_limit);
     rpc::metadata headers;
     if (needs_leader) headers.emplace_back("hasleader", "true");
     token by;
@@ -4363,7 +4344,73 @@ asio::awaitable<rpc::response_of<Request>> call(std::shared_ptr<runtime> on, Req
 namespace impl {
 
 /// Asks for a token, for all that wait for one. On the strand.
-inline asio::awaitable<void> authenticate(std::shared_ptr<runtime> on) {
+CONCLAVE_DECL asio::awaitable<void> authenticate(std::shared_ptr<runtime> on);
+
+/// The token to make a call with that has time until `deadline`; throws `timed_out` then: the servers' answer may
+/// take longer, and nothing has been sent.
+CONCLAVE_DECL asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline);
+
+}  // namespace impl
+
+}  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine::impl {
+
+CONCLAVE_DECL asio::awaitable<rpc::status> ask_why(std::shared_ptr<rpc::transport> server) {
+  const std::string nothing;
+  rpc::transport* const asked = server.get();
+  auto start = [asked, &nothing](std::unique_ptr<rpc::receiver<rpc::unary_result>> receiver) {
+    asked->unary(rpc::method<status_request>::path, nothing, {}, std::chrono::milliseconds{200},
+                 std::move(receiver));
+  };
+  rpc::unary_result result = co_await rpc::suspend<rpc::unary_result>(std::move(start));
+  co_return std::move(result.state);
+}
+
+CONCLAVE_DECL asio::awaitable<std::shared_ptr<rpc::transport>> connected_server(
+    std::shared_ptr<runtime> on, std::chrono::milliseconds limit) {
+  using std::chrono::milliseconds;
+  auto server = on->servers().pick(on->now());
+  if (server->ready()) co_return server;
+  const auto deadline = on->now() + limit;
+  bool asked_why = false;
+  while (true) {
+    const auto left = std::chrono::ceil<milliseconds>(deadline - on->now());
+    if (left.count() <= 0) break;
+    // A failing one gets time for its next attempt, another that becomes ready is seen after the slice.
+    const auto slice = std::min(left, server->failing() ? milliseconds{100} : milliseconds{250});
+    rpc::transport* const asked = server.get();
+    auto start = [asked, slice](std::unique_ptr<rpc::receiver<bool>> receiver) {
+      asked->connect(slice, std::move(receiver));
+    };
+    const bool ready = co_await rpc::suspend<bool>(std::move(start));
+    if (ready) co_return server;
+    throw_if_cancelled(co_await asio::this_coro::cancellation_state);
+    if (!asked_why && on->servers().all_failing()) {
+      asked_why = true;
+      rpc::status why = co_await ask_why(server);
+      throw_if_cancelled(co_await asio::this_coro::cancellation_state);
+      if (!why.ok() && about_certificate(why.message))
+        throw error(errc::certificate_refused, "connecting", server->endpoint(), static_cast<int>(why.code),
+                    why.message);
+    }
+    on->servers().pass(*server);
+    server = on->servers().pick(on->now());
+    if (server->ready()) co_return server;
+  }
+  std::string reason;
+  if (server->failing()) {
+    const rpc::status why = co_await ask_why(server);
+    throw_if_cancelled(co_await asio::this_coro::cancellation_state);
+    if (!why.ok()) reason = ": " + why.message;
+  }
+  throw error(errc::unavailable, "could not connect to " + server->endpoint() + " within " +
+                                     std::to_string(limit.count()) + " ms" + reason);
+}
+
+CONCLAVE_DECL asio::awaitable<void> authenticate(std::shared_ptr<runtime> on) {
   std::exception_ptr failed;
   bool for_good = false;
   rpc::secret text;
@@ -4387,9 +4434,7 @@ inline asio::awaitable<void> authenticate(std::shared_ptr<runtime> on) {
     on->user()->got(std::move(text), on->now());
 }
 
-/// The token to make a call with that has time until `deadline`; throws `timed_out` then: the servers' answer may
-/// take longer, and nothing has been sent.
-inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline) {
+CONCLAVE_DECL asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::time_point deadline) {
   if (auto have = on->user()->current()) co_return *std::move(have);
   runtime* const where = on.get();
   auto start = [where, deadline](const std::shared_ptr<waiter<token>>& waiting) {
@@ -4402,9 +4447,8 @@ inline asio::awaitable<token> current_token(std::shared_ptr<runtime> on, rpc::ti
   co_return co_await wait<token>(std::move(on), std::move(start));
 }
 
-}  // namespace impl
-
-}  // namespace conclave::detail::engine
+}  // namespace conclave::detail::engine::impl
+#endif
 
 // ---- conclave/detail/engine/lease_keeper_machine.hpp ----
 
@@ -4672,34 +4716,16 @@ public:
   explicit duplex(std::shared_ptr<stream> on) : stream_(std::move(on)) {}
 
   /// False when it could not be opened; then `finish` tells why.
-  asio::awaitable<bool> start() {
-    auto begin = [on = stream_.get()](std::unique_ptr<receiver<bool>> done) { on->start(std::move(done)); };
-    return suspend<bool>(std::move(begin));
-  }
+  asio::awaitable<bool> start();
 
   /// The next message, or nothing when the stream has ended.
-  asio::awaitable<std::optional<std::string>> read() {
-    using result = std::optional<std::string>;
-    auto begin = [on = stream_.get()](std::unique_ptr<receiver<result>> done) { on->read(std::move(done)); };
-    return suspend<result>(std::move(begin));
-  }
+  asio::awaitable<std::optional<std::string>> read();
 
   /// False when the stream has ended.
-  asio::awaitable<bool> write(std::string message) {
-    auto begin = [on = stream_.get(),
-                  message = std::move(message)](std::unique_ptr<receiver<bool>> done) mutable {
-      on->write(std::move(message), std::move(done));
-    };
-    return suspend<bool>(std::move(begin));
-  }
+  asio::awaitable<bool> write(std::string message);
 
   /// How it ended; once, after a read or the start failed, or after `cancel`.
-  asio::awaitable<status> finish() {
-    auto begin = [on = stream_.get()](std::unique_ptr<receiver<status>> done) {
-      on->finish(std::move(done));
-    };
-    return suspend<status>(std::move(begin));
-  }
+  asio::awaitable<status> finish();
 
   void cancel() noexcept { stream_->cancel(); }
 
@@ -4708,6 +4734,37 @@ private:
 };
 
 }  // namespace conclave::detail::rpc
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::rpc {
+
+CONCLAVE_DECL asio::awaitable<bool> duplex::start() {
+  auto begin = [on = stream_.get()](std::unique_ptr<receiver<bool>> done) { on->start(std::move(done)); };
+  return suspend<bool>(std::move(begin));
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<std::string>> duplex::read() {
+  using result = std::optional<std::string>;
+  auto begin = [on = stream_.get()](std::unique_ptr<receiver<result>> done) { on->read(std::move(done)); };
+  return suspend<result>(std::move(begin));
+}
+
+CONCLAVE_DECL asio::awaitable<bool> duplex::write(std::string message) {
+  auto begin = [on = stream_.get(),
+                message = std::move(message)](std::unique_ptr<receiver<bool>> done) mutable {
+    on->write(std::move(message), std::move(done));
+  };
+  return suspend<bool>(std::move(begin));
+}
+
+CONCLAVE_DECL asio::awaitable<status> duplex::finish() {
+  auto begin = [on = stream_.get()](std::unique_ptr<receiver<status>> done) { on->finish(std::move(done)); };
+  return suspend<status>(std::move(begin));
+}
+
+}  // namespace conclave::detail::rpc
+#endif
 
 // ---- conclave/detail/engine/stream_link.hpp ----
 
@@ -4753,53 +4810,10 @@ public:
   }
 
 private:
-  static asio::awaitable<void> run(std::shared_ptr<stream_link> self, const char* path) {
-    rpc::status ended{rpc::status_code::unavailable, "not connected"};
-    try {
-      ended = co_await live(self, path);
-    } catch (const error& failed) {
-      ended.message = failed.what();
-      if (failed.code() == errc::unauthenticated) ended.code = rpc::status_code::unauthenticated;
-    } catch (...) {  // out of memory
-    }
-    if (self->duplex_) self->duplex_->cancel();  // of use after an exception alone
-    if (std::exchange(self->closed_, true)) co_return;
-    auto closed = std::move(self->to_.on_closed);
-    self->to_ = {};
-    if (closed) closed(std::move(ended));
-  }
+  static asio::awaitable<void> run(std::shared_ptr<stream_link> self, const char* path);
 
   /// From the connection to the end of the stream.
-  static asio::awaitable<rpc::status> live(std::shared_ptr<stream_link> self, const char* path) {
-    auto& on = self->runtime_;
-    auto server = co_await impl::connected_server(on, on->options().connect_timeout);
-    if (on->user() != nullptr)
-      self->token_ = co_await impl::current_token(on, on->now() + on->options().request_timeout);
-    rpc::status ended;
-    if (self->closed_) co_return ended;
-    self->server_ = std::move(server);
-    rpc::metadata headers{{"hasleader", "true"}};
-    if (!self->token_.text.empty()) headers.emplace_back("token", self->token_.text.reveal());
-    self->duplex_.emplace(self->server_->open(path, std::move(headers)));
-    const bool started = co_await self->duplex_->start();
-    if (started && !self->closed_) {
-      self->opened_ = true;
-      // What the owner sends from here on is written by a coroutine beside this one.
-      auto opened = self->to_.on_open;
-      if (opened) opened();
-      while (true) {
-        std::optional<std::string> message = co_await self->duplex_->read();
-        if (!message || self->closed_) break;
-        auto deliver = self->to_.on_message;
-        deliver(std::move(*message));
-      }
-    }
-    // One that the server has ended must not be cancelled: that would be all that is told of it.
-    if (self->closed_) self->duplex_->cancel();
-    ended = co_await self->duplex_->finish();
-    if (!self->closed_) self->judge(ended);
-    co_return ended;
-  }
+  static asio::awaitable<rpc::status> live(std::shared_ptr<stream_link> self, const char* path);
 
   /// What the end of an open stream says about its server and its token.
   void judge(rpc::status& ended) {
@@ -4812,19 +4826,7 @@ private:
     }
   }
 
-  static asio::awaitable<void> write_all(std::shared_ptr<stream_link> self) {
-    try {
-      while (!self->queue_.empty() && !self->closed_) {
-        std::string message = std::move(self->queue_.front());
-        self->queue_.pop_front();
-        const bool sent = co_await self->duplex_->write(std::move(message));
-        if (!sent) break;  // the reading side says why
-      }
-    } catch (...) {  // out of memory
-      self->duplex_->cancel();
-    }
-    self->writing_ = false;
-  }
+  static asio::awaitable<void> write_all(std::shared_ptr<stream_link> self);
 
   std::shared_ptr<runtime> runtime_;
   events to_;
@@ -4838,6 +4840,75 @@ private:
 };
 
 }  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+CONCLAVE_DECL asio::awaitable<void> stream_link::run(std::shared_ptr<stream_link> self, const char* path) {
+  rpc::status ended{rpc::status_code::unavailable, "not connected"};
+  try {
+    ended = co_await live(self, path);
+  } catch (const error& failed) {
+    ended.message = failed.what();
+    if (failed.code() == errc::unauthenticated) ended.code = rpc::status_code::unauthenticated;
+  } catch (...) {  // out of memory
+  }
+  if (self->duplex_) self->duplex_->cancel();  // of use after an exception alone
+  if (std::exchange(self->closed_, true)) co_return;
+  auto closed = std::move(self->to_.on_closed);
+  self->to_ = {};
+  if (closed) closed(std::move(ended));
+}
+
+CONCLAVE_DECL asio::awaitable<rpc::status> stream_link::live(std::shared_ptr<stream_link> self,
+                                                             const char* path) {
+  auto& on = self->runtime_;
+  auto server = co_await impl::connected_server(on, on->options().connect_timeout);
+  if (on->user() != nullptr)
+    self->token_ = co_await impl::current_token(on, on->now() + on->options().request_timeout);
+  rpc::status ended;
+  if (self->closed_) co_return ended;
+  self->server_ = std::move(server);
+  rpc::metadata headers{{"hasleader", "true"}};
+  if (!self->token_.text.empty()) headers.emplace_back("token", self->token_.text.reveal());
+  self->duplex_.emplace(self->server_->open(path, std::move(headers)));
+  const bool started = co_await self->duplex_->start();
+  if (started && !self->closed_) {
+    self->opened_ = true;
+    // What the owner sends from here on is written by a coroutine beside this one.
+    auto opened = self->to_.on_open;
+    if (opened) opened();
+    while (true) {
+      std::optional<std::string> message = co_await self->duplex_->read();
+      if (!message || self->closed_) break;
+      auto deliver = self->to_.on_message;
+      deliver(std::move(*message));
+    }
+  }
+  // One that the server has ended must not be cancelled: that would be all that is told of it.
+  if (self->closed_) self->duplex_->cancel();
+  ended = co_await self->duplex_->finish();
+  if (!self->closed_) self->judge(ended);
+  co_return ended;
+}
+
+CONCLAVE_DECL asio::awaitable<void> stream_link::write_all(std::shared_ptr<stream_link> self) {
+  try {
+    while (!self->queue_.empty() && !self->closed_) {
+      std::string message = std::move(self->queue_.front());
+      self->queue_.pop_front();
+      const bool sent = co_await self->duplex_->write(std::move(message));
+      if (!sent) break;  // the reading side says why
+    }
+  } catch (...) {  // out of memory
+    self->duplex_->cancel();
+  }
+  self->writing_ = false;
+}
+
+}  // namespace conclave::detail::engine
+#endif
 
 // ---- conclave/detail/engine/lease_keeper.hpp ----
 
@@ -4987,18 +5058,7 @@ private:
     runtime_->spawn(ask(shared_from_this(), &where, action.id));
   }
 
-  static asio::awaitable<void> ask(std::shared_ptr<lease_keeper> self, shard* where, lease_id id) {
-    bool exists = true;  // without an answer the lease's own time decides
-    try {
-      lease_time_to_live_request request;
-      request.id = id;
-      const lease_time_to_live_response answer = co_await call(self->runtime_, std::move(request));
-      exists = answer.ttl >= 0;  // rounded down; -1 stands for a lease that is not there
-    } catch (const error&) {
-    }
-    if (self->closed_) co_return;
-    self->act(*where, where->machine.on_confirmed(id, exists, self->runtime_->now()));
-  }
+  static asio::awaitable<void> ask(std::shared_ptr<lease_keeper> self, shard* where, lease_id id);
 
   void receive(shard& where, const std::string& bytes) {
     lease_keep_alive_response answer;
@@ -5018,6 +5078,27 @@ private:
 };
 
 }  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+CONCLAVE_DECL asio::awaitable<void> lease_keeper::ask(std::shared_ptr<lease_keeper> self, shard* where,
+                                                      lease_id id) {
+  bool exists = true;  // without an answer the lease's own time decides
+  try {
+    lease_time_to_live_request request;
+    request.id = id;
+    const lease_time_to_live_response answer = co_await call(self->runtime_, std::move(request));
+    exists = answer.ttl >= 0;  // rounded down; -1 stands for a lease that is not there
+  } catch (const error&) {
+  }
+  if (self->closed_) co_return;
+  self->act(*where, where->machine.on_confirmed(id, exists, self->runtime_->now()));
+}
+
+}  // namespace conclave::detail::engine
+#endif
 
 // ---- conclave/detail/engine/linger.hpp ----
 
@@ -5579,13 +5660,7 @@ private:
     if (key && !closed_) runtime_->spawn(look(runtime_, *key));
   }
 
-  static asio::awaitable<void> look(std::shared_ptr<runtime> on, std::string key) {
-    on->keys().leave(key);
-    try {
-      (void)co_await call(std::move(on), range(std::move(key), {.keys_only = true}));
-    } catch (const error&) {  // a reset is told to all; of anything else the watch itself will hear
-    }
-  }
+  static asio::awaitable<void> look(std::shared_ptr<runtime> on, std::string key);
 
   /// Whether a watch was refused for what may only be an old token: a token goes with a stream once, when it is
   /// opened, and older servers do not tell one that has expired from one that may not.
@@ -5641,6 +5716,21 @@ private:
 };
 
 }  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+CONCLAVE_DECL asio::awaitable<void> watch_hub::look(std::shared_ptr<runtime> on, std::string key) {
+  on->keys().leave(key);
+  try {
+    (void)co_await call(std::move(on), range(std::move(key), {.keys_only = true}));
+  } catch (const error&) {  // a reset is told to all; of anything else the watch itself will hear
+  }
+}
+
+}  // namespace conclave::detail::engine
+#endif
 
 // ---- conclave/detail/engine/write_combiner_machine.hpp ----
 
@@ -6145,12 +6235,7 @@ public:
   /// that does not answer it fails after up to twice the request timeout.
   ///
   /// Cancellation: a write that waits is not sent; one that is on its way may be applied.
-  asio::awaitable<txn_response> apply(txn write, write_lane lane = {}) {
-    auto what = member_of(std::move(write));
-    what.lane = std::move(lane.name);
-    what.may_share = lane.may_share;
-    return answer_to(shared_from_this(), std::move(what));
-  }
+  asio::awaitable<txn_response> apply(txn write, write_lane lane = {});
 
   struct applied {
     txn_response answer;
@@ -6160,11 +6245,7 @@ public:
 
   /// The same for a write that does its work once, however often and however late its copies arrive: it goes
   /// again when there is no answer, unless it shares its batch with one that must not.
-  asio::awaitable<applied> apply_repeatable(txn write) {
-    auto what = member_of(std::move(write));
-    what.repeatable = true;
-    return wait_for(shared_from_this(), std::move(what));
-  }
+  asio::awaitable<applied> apply_repeatable(txn write);
 
   /// Writes that have yet to be sent, and batches that are under way.
   [[nodiscard]] std::size_t waiting() const noexcept { return machine_.waiting(); }
@@ -6199,18 +6280,10 @@ private:
   }
 
   static asio::awaitable<applied> wait_for(std::shared_ptr<write_combiner> self,
-                                           write_combiner_machine::member what) {
-    auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-    applied out = co_await wait<applied>(self->runtime_, std::move(start));
-    co_return out;
-  }
+                                           write_combiner_machine::member what);
 
   static asio::awaitable<txn_response> answer_to(std::shared_ptr<write_combiner> self,
-                                                 write_combiner_machine::member what) {
-    auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-    applied out = co_await wait<applied>(self->runtime_, std::move(start));
-    co_return std::move(out.answer);
-  }
+                                                 write_combiner_machine::member what);
 
   void add(const caller& who, write_combiner_machine::member what) {
     const handle id = ++last_;
@@ -6263,26 +6336,7 @@ private:
     return std::make_exception_ptr(error(code, rpc::method<txn>::name));
   }
 
-  static asio::awaitable<void> carry(std::shared_ptr<write_combiner> self,
-                                     write_combiner_machine::send what) {
-    txn_response answer;
-    std::exception_ptr failed;
-    resends again;
-    try {
-      if (what.repeatable)
-        answer = co_await call(self->runtime_, std::move(what.request), again);
-      else
-        answer = co_await call(self->runtime_, std::move(what.request));
-    } catch (...) {
-      failed = std::current_exception();
-    }
-    const auto now = self->runtime_->now();
-    const bool repeated = again.unanswered > 0;
-    if (failed)
-      self->act(self->machine_.on_failed(what.batch, code_of(failed), now, repeated), failed);
-    else
-      self->act(self->machine_.on_answer(what.batch, std::move(answer), now, repeated), nullptr);
-  }
+  static asio::awaitable<void> carry(std::shared_ptr<write_combiner> self, write_combiner_machine::send what);
 
   std::shared_ptr<runtime> runtime_;
   write_combiner_machine machine_;
@@ -6291,6 +6345,61 @@ private:
 };
 
 }  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::apply(txn write, write_lane lane) {
+  auto what = member_of(std::move(write));
+  what.lane = std::move(lane.name);
+  what.may_share = lane.may_share;
+  return answer_to(shared_from_this(), std::move(what));
+}
+
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_repeatable(txn write) {
+  auto what = member_of(std::move(write));
+  what.repeatable = true;
+  return wait_for(shared_from_this(), std::move(what));
+}
+
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::wait_for(
+    std::shared_ptr<write_combiner> self, write_combiner_machine::member what) {
+  auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
+  applied out = co_await wait<applied>(self->runtime_, std::move(start));
+  co_return out;
+}
+
+CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::answer_to(std::shared_ptr<write_combiner> self,
+                                                                      write_combiner_machine::member what) {
+  auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
+  applied out = co_await wait<applied>(self->runtime_, std::move(start));
+  co_return std::move(out.answer);
+}
+
+CONCLAVE_DECL asio::awaitable<void> write_combiner::carry(std::shared_ptr<write_combiner> self,
+                                                          write_combiner_machine::send what) {
+  txn_response answer;
+  std::exception_ptr failed;
+  resends again;
+  try {
+    if (what.repeatable)
+      answer = co_await call(self->runtime_, std::move(what.request), again);
+    else
+      answer = co_await call(self->runtime_, std::move(what.request));
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  const auto now = self->runtime_->now();
+  const bool repeated = again.unanswered > 0;
+  if (failed)
+    self->act(self->machine_.on_failed(what.batch, code_of(failed), now, repeated), failed);
+  else
+    self->act(self->machine_.on_answer(what.batch, std::move(answer), now, repeated), nullptr);
+}
+
+}  // namespace conclave::detail::engine
+#endif
 
 // ---- conclave/detail/client/client_state.hpp ----
 
@@ -6428,31 +6537,7 @@ private:
     });
   }
 
-  static asio::awaitable<void> read(std::shared_ptr<deletion_wait> self) {
-    engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1},
-                          self->client_->runtime()->seed()};
-    while (self->done_->waiting()) {
-      std::exception_ptr failed;
-      try {
-        const range_response found =
-            co_await engine::call(self->client_->runtime(), range(self->key_, {.keys_only = true}));
-        const bool gone = found.kvs.empty() || (self->incarnation_ != 0 &&
-                                                found.kvs.front().create_revision != self->incarnation_);
-        if (gone)
-          self->finish(found.header.revision);
-        else
-          self->incarnation_ = found.kvs.front().create_revision;
-        co_return;
-      } catch (const error& e) {
-        if (!rpc::worth_retrying(static_cast<errc>(e.code().value()))) failed = std::current_exception();
-      }
-      if (failed) {
-        self->fail(failed);
-        co_return;
-      }
-      co_await engine::sleep_for(self->client_->runtime(), pause.next());
-    }
-  }
+  static asio::awaitable<void> read(std::shared_ptr<deletion_wait> self);
 
   void finish(revision at) {
     stop();
@@ -6477,6 +6562,39 @@ private:
 
 }  // namespace conclave::detail::client
 
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::client {
+
+CONCLAVE_DECL asio::awaitable<void> deletion_wait::read(std::shared_ptr<deletion_wait> self) {
+  engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1},
+                        self->client_->runtime()->seed()};
+  while (self->done_->waiting()) {
+    std::exception_ptr failed;
+    try {
+      const range_response found =
+          co_await engine::call(self->client_->runtime(), range(self->key_, {.keys_only = true}));
+      const bool gone = found.kvs.empty() ||
+                        (self->incarnation_ != 0 && found.kvs.front().create_revision != self->incarnation_);
+      if (gone)
+        self->finish(found.header.revision);
+      else
+        self->incarnation_ = found.kvs.front().create_revision;
+      co_return;
+    } catch (const error& e) {
+      if (!rpc::worth_retrying(static_cast<errc>(e.code().value()))) failed = std::current_exception();
+    }
+    if (failed) {
+      self->fail(failed);
+      co_return;
+    }
+    co_await engine::sleep_for(self->client_->runtime(), pause.next());
+  }
+}
+
+}  // namespace conclave::detail::client
+#endif
+
 // ---- conclave/detail/client/lease_state.hpp ----
 
 namespace conclave::inline CONCLAVE_ABI::detail::client {
@@ -6489,28 +6607,8 @@ inline lease_id new_lease_id(engine::runtime& on) {
 /// Ends a lease behind whoever let go of it: tries until the server agrees or the lease's time is over
 /// anyway. A grant that was given up may be applied shortly after the revocation which follows it, since a
 /// server works on both at a time: `not_yet` times an unknown lease is revoked again.
-inline asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, lease_id id,
-                                           engine::time_point over, int not_yet = 0) {
-  engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
-  while (on->now() < over) {
-    try {
-      lease_revoke_request request;
-      request.id = id;
-      engine::resends again;
-      (void)co_await engine::call(on, std::move(request), again);
-      co_return;
-    } catch (const error& failed) {
-      const bool again = rpc::worth_retrying(static_cast<errc>(failed.code().value())) ||
-                         (failed.code() == errc::lease_not_found && not_yet-- > 0);
-      if (!again) co_return;
-    }
-    try {
-      co_await engine::sleep_for(on, pause.next());
-    } catch (const error&) {
-      co_return;
-    }
-  }
-}
+CONCLAVE_DECL asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, lease_id id,
+                                                  engine::time_point over, int not_yet = 0);
 
 /// Something that lives by a lease: hears of its end, on the strand, once.
 class lease_part {
@@ -6631,28 +6729,7 @@ private:
 
 /// Ends a kept lease for its owner: at once here, and on the server while the caller waits. When the server
 /// does not say, or the caller is cancelled, the attempts go on behind it.
-inline asio::awaitable<void> revoke(std::shared_ptr<lease_state> state) {
-  const auto on = state->runtime();
-  const auto over = state->valid_until();
-  const bool first = state->now_in() == lease_state::phase::alive;
-  state->mark_closed();
-  if (!first) co_return;
-  std::exception_ptr failed;
-  try {
-    lease_revoke_request request;
-    request.id = state->id();
-    engine::resends again;
-    (void)co_await engine::call(on, std::move(request), again);
-  } catch (const error& e) {
-    if (e.code() == errc::lease_not_found) co_return;
-    failed = std::current_exception();
-  } catch (...) {
-    failed = std::current_exception();
-  }
-  if (!failed) co_return;
-  on->spawn(revoke_behind(on, state->id(), over));
-  std::rethrow_exception(failed);
-}
+CONCLAVE_DECL asio::awaitable<void> revoke(std::shared_ptr<lease_state> state);
 
 /// What a handle to a kept lease owns: the last one's end revokes the lease behind itself.
 class lease_owner {
@@ -6698,8 +6775,63 @@ inline bool certainly_not_granted(errc code) noexcept {
 }
 
 /// Grants a lease and keeps it.
-inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_ptr<client_state> of,
-                                                                    std::chrono::seconds ttl) {
+CONCLAVE_DECL asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_ptr<client_state> of,
+                                                                           std::chrono::seconds ttl);
+
+}  // namespace conclave::detail::client
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::client {
+
+CONCLAVE_DECL asio::awaitable<void> revoke_behind(std::shared_ptr<engine::runtime> on, lease_id id,
+                                                  engine::time_point over, int not_yet) {
+  engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
+  while (on->now() < over) {
+    try {
+      lease_revoke_request request;
+      request.id = id;
+      engine::resends again;
+      (void)co_await engine::call(on, std::move(request), again);
+      co_return;
+    } catch (const error& failed) {
+      const bool again = rpc::worth_retrying(static_cast<errc>(failed.code().value())) ||
+                         (failed.code() == errc::lease_not_found && not_yet-- > 0);
+      if (!again) co_return;
+    }
+    try {
+      co_await engine::sleep_for(on, pause.next());
+    } catch (const error&) {
+      co_return;
+    }
+  }
+}
+
+CONCLAVE_DECL asio::awaitable<void> revoke(std::shared_ptr<lease_state> state) {
+  const auto on = state->runtime();
+  const auto over = state->valid_until();
+  const bool first = state->now_in() == lease_state::phase::alive;
+  state->mark_closed();
+  if (!first) co_return;
+  std::exception_ptr failed;
+  try {
+    lease_revoke_request request;
+    request.id = state->id();
+    engine::resends again;
+    (void)co_await engine::call(on, std::move(request), again);
+  } catch (const error& e) {
+    if (e.code() == errc::lease_not_found) co_return;
+    failed = std::current_exception();
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  if (!failed) co_return;
+  on->spawn(revoke_behind(on, state->id(), over));
+  std::rethrow_exception(failed);
+}
+
+CONCLAVE_DECL asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_ptr<client_state> of,
+                                                                           std::chrono::seconds ttl) {
   if (ttl < std::chrono::seconds{1} || ttl > std::chrono::hours{24 * 365})
     throw error(errc::invalid_argument, "ttl: must be 1 second to 365 days");
   const auto on = of->runtime();
@@ -6753,6 +6885,7 @@ inline asio::awaitable<std::shared_ptr<lease_owner>> grant_and_keep(std::shared_
 }
 
 }  // namespace conclave::detail::client
+#endif
 
 // ---- conclave/detail/rpc/grpc_reactor.hpp ----
 
@@ -7324,17 +7457,12 @@ public:
   /// Completes when the lease has ended, with why: `session_lost` or `session_closed`. At once if it has.
   /// Does not wait longer than `valid_until`, whatever the network does. Cancellation leaves nothing behind.
   /// No round trip.
-  asio::awaitable<std::error_code> lost() const {
-    auto start = [state = owner_->state()](const detail::client::lease_state::end_waiter& waiting) {
-      state->await_end(waiting);
-    };
-    return detail::engine::wait<std::error_code>(state().runtime(), std::move(start));
-  }
+  asio::awaitable<std::error_code> lost() const;
 
   /// Revokes the lease and so deletes all its keys, at one revision. One round trip, one proposal; a lease
   /// that is gone already is a success. Errors: `unavailable`, `outcome_unknown` when the server did not say;
   /// and then, as after a cancellation, revoking goes on behind the caller until the lease's time is over.
-  asio::awaitable<void> revoke() { return detail::client::revoke(owner_->state()); }
+  asio::awaitable<void> revoke();
 
 private:
   friend class client;
@@ -7347,6 +7475,22 @@ private:
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI {
+
+CONCLAVE_DECL asio::awaitable<std::error_code> kept_lease::lost() const {
+  auto start = [state = owner_->state()](const detail::client::lease_state::end_waiter& waiting) {
+    state->await_end(waiting);
+  };
+  return detail::engine::wait<std::error_code>(state().runtime(), std::move(start));
+}
+
+CONCLAVE_DECL asio::awaitable<void> kept_lease::revoke() { return detail::client::revoke(owner_->state()); }
+
+}  // namespace conclave
+#endif
 
 // ---- conclave/watcher.hpp ----
 
@@ -7512,29 +7656,13 @@ public:
   /// text says from where on there are any: list again, then watch anew), `permission_denied` and what else
   /// the server refuses the watch with; the watcher has ended then and repeats the error. Cancellation loses
   /// no event: the next call returns it. No round trip.
-  asio::awaitable<std::vector<event>> next() {
-    if (!state_) throw error(errc::invalid_argument, "watcher::next: the watcher was moved from");
-    return next_batch(state_);
-  }
+  asio::awaitable<std::vector<event>> next();
 
 private:
   friend class client;
   explicit watcher(std::shared_ptr<detail::client::watch_state> state) : state_(std::move(state)) {}
 
-  static asio::awaitable<std::vector<event>> next_batch(std::shared_ptr<detail::client::watch_state> state) {
-    const auto on = state->client()->runtime();
-    const auto cancellation = co_await asio::this_coro::cancellation_state;
-    const auto before = cancellation.cancelled();
-    auto start = [state](const detail::client::watch_state::batch_waiter& waiting) { state->next(waiting); };
-    std::vector<event> batch = co_await detail::engine::wait<std::vector<event>>(on, std::move(start));
-    if (cancellation.cancelled() != before) {
-      // Events and cancellation at the same moment: whoever cancelled does not look at a result.
-      auto back = [state, batch = std::move(batch)]() mutable { state->give_back(std::move(batch)); };
-      on->run(std::move(back));
-      throw error(errc::cancelled);
-    }
-    co_return batch;
-  }
+  static asio::awaitable<std::vector<event>> next_batch(std::shared_ptr<detail::client::watch_state> state);
 
   void stop() noexcept {
     if (!state_) return;
@@ -7549,6 +7677,34 @@ private:
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI {
+
+CONCLAVE_DECL asio::awaitable<std::vector<event>> watcher::next() {
+  if (!state_) throw error(errc::invalid_argument, "watcher::next: the watcher was moved from");
+  return next_batch(state_);
+}
+
+CONCLAVE_DECL asio::awaitable<std::vector<event>> watcher::next_batch(
+    std::shared_ptr<detail::client::watch_state> state) {
+  const auto on = state->client()->runtime();
+  const auto cancellation = co_await asio::this_coro::cancellation_state;
+  const auto before = cancellation.cancelled();
+  auto start = [state](const detail::client::watch_state::batch_waiter& waiting) { state->next(waiting); };
+  std::vector<event> batch = co_await detail::engine::wait<std::vector<event>>(on, std::move(start));
+  if (cancellation.cancelled() != before) {
+    // Events and cancellation at the same moment: whoever cancelled does not look at a result.
+    auto back = [state, batch = std::move(batch)]() mutable { state->give_back(std::move(batch)); };
+    on->run(std::move(back));
+    throw error(errc::cancelled);
+  }
+  co_return batch;
+}
+
+}  // namespace conclave
+#endif
 
 // ---- conclave/client.hpp ----
 
@@ -7599,30 +7755,24 @@ public:
   /// Reads a key or a range: `co_await c.range(conclave::range_prefix("config/", {.limit = 100}))`.
   /// Linearizable unless `serializable` is set. Errors beside the common ones: `compacted`,
   /// `future_revision`, `response_too_large`.
-  asio::awaitable<range_response> range(range_request request) const { return call(std::move(request)); }
+  asio::awaitable<range_response> range(range_request request) const;
 
   /// Reads one key; nothing when it does not exist. Linearizable.
-  asio::awaitable<std::optional<key_value>> get(std::string key) const {
-    return get_one(state_->runtime(), std::move(key));
-  }
+  asio::awaitable<std::optional<key_value>> get(std::string key) const;
 
   /// Writes a key. Errors beside the common ones: `lease_not_found`, `request_too_large`, `no_space`,
   /// `invalid_argument` (an empty key).
-  asio::awaitable<put_response> put(std::string key, std::string value, put_options options = {}) const {
-    return call(conclave::put(std::move(key), std::move(value), options));
-  }
-  asio::awaitable<put_response> put(put_request request) const { return call(std::move(request)); }
+  asio::awaitable<put_response> put(std::string key, std::string value, put_options options = {}) const;
+  asio::awaitable<put_response> put(put_request request) const;
 
   /// Deletes a key or a range; keys that do not exist are no error.
-  asio::awaitable<delete_range_response> delete_range(delete_range_request request) const {
-    return call(std::move(request));
-  }
+  asio::awaitable<delete_range_response> delete_range(delete_range_request request) const;
 
   /// Applies a transaction; `succeeded` tells which branch. Its answers are typed, nested ones included.
   /// Errors beside the common ones: `too_many_operations`, `duplicate_key`, `request_too_large`,
   /// `lease_not_found`, `no_space` (etcd 3.4 may have applied a transaction that it refuses so). A transaction
   /// that only reads is no proposal.
-  asio::awaitable<txn_response> txn(conclave::txn request) const { return call(std::move(request)); }
+  asio::awaitable<txn_response> txn(conclave::txn request) const;
 
   /// Applies a transaction that is independent of all others, as `txn` does, and shares the cost with them: one
   /// that comes while another is under way waits for its answer, and goes with all that wait in one round trip
@@ -7638,92 +7788,53 @@ public:
   /// not sent) and `outcome_unknown` also when the answers of all that went together exceed
   /// `client_options::receive_limit`, or when the store is full and this one puts nothing. It may take up to
   /// twice the request timeout. Cancellation: one that waits is not sent; one under way may be applied.
-  asio::awaitable<txn_response> combined_txn(conclave::txn request) const {
-    return state_->writes()->apply(std::move(request));
-  }
+  asio::awaitable<txn_response> combined_txn(conclave::txn request) const;
 
   /// Drops the history below revision `before`. Errors beside the common ones: `compacted`,
   /// `future_revision`.
-  asio::awaitable<compaction_response> compact(conclave::revision before, bool physical = false) const {
-    compaction_request request;
-    request.revision = before;
-    request.physical = physical;
-    return call(std::move(request));
-  }
+  asio::awaitable<compaction_response> compact(conclave::revision before, bool physical = false) const;
 
   /// Grants a lease which nobody keeps alive; see `keep_lease`. An `id` of zero lets the server choose.
   /// Errors beside the common ones: `lease_exists`, `invalid_argument` (the TTL).
-  asio::awaitable<lease_grant_response> lease_grant(std::chrono::seconds ttl, lease_id id = 0) const {
-    lease_grant_request request;
-    request.ttl = ttl.count();
-    request.id = id;
-    return call(std::move(request));
-  }
+  asio::awaitable<lease_grant_response> lease_grant(std::chrono::seconds ttl, lease_id id = 0) const;
 
   /// Ends a lease and deletes its keys, at one revision. Errors beside the common ones: `lease_not_found`.
-  asio::awaitable<lease_revoke_response> lease_revoke(lease_id id) const {
-    lease_revoke_request request;
-    request.id = id;
-    return call(std::move(request));
-  }
+  asio::awaitable<lease_revoke_response> lease_revoke(lease_id id) const;
 
   /// How long a lease has left, -1 when it does not exist; with `keys`, which keys it holds.
-  asio::awaitable<lease_time_to_live_response> lease_time_to_live(lease_id id, bool keys = false) const {
-    lease_time_to_live_request request;
-    request.id = id;
-    request.keys = keys;
-    return call(std::move(request));
-  }
+  asio::awaitable<lease_time_to_live_response> lease_time_to_live(lease_id id, bool keys = false) const;
 
   /// All leases of the cluster.
-  asio::awaitable<lease_leases_response> leases() const { return call(lease_leases_request{}); }
+  asio::awaitable<lease_leases_response> leases() const;
 
   /// How the server is that answers.
-  asio::awaitable<status_response> status() const { return call(status_request{}); }
+  asio::awaitable<status_response> status() const;
 
   /// Watches one key; `watch_prefix` every key that starts with `prefix`; `watch_interval` those in [begin,
   /// end). Completes when it is certain that every change from `start_revision` on, or from now on, will be
   /// seen: at once for a revision, after one linearizable read for "now".
-  asio::awaitable<watcher> watch(std::string key, watch_options options = {}) const {
-    return start_watch(state_, std::move(key), {}, options);
-  }
-  asio::awaitable<watcher> watch_prefix(std::string prefix, watch_options options = {}) const {
-    auto end = prefix_end(prefix);
-    if (prefix.empty()) prefix.assign(1, '\0');
-    return start_watch(state_, std::move(prefix), std::move(end), options);
-  }
+  asio::awaitable<watcher> watch(std::string key, watch_options options = {}) const;
+  asio::awaitable<watcher> watch_prefix(std::string prefix, watch_options options = {}) const;
   asio::awaitable<watcher> watch_interval(std::string begin, std::string end,
-                                          watch_options options = {}) const {
-    return start_watch(state_, std::move(begin), std::move(end), options);
-  }
+                                          watch_options options = {}) const;
 
   // What the recipes are composed of; build your own on the same three.
 
   /// Grants a lease and keeps it alive until the handle, or the last copy of it, goes. The lease id is the
   /// client's choice, so a lost answer is asked for again and never leaves a second lease behind.
-  asio::awaitable<kept_lease> keep_lease(std::chrono::seconds ttl) const { return grant(state_, ttl); }
+  asio::awaitable<kept_lease> keep_lease(std::chrono::seconds ttl) const;
 
   /// Waits until `key` does not exist; at once if so. Completes with a revision at which it was gone. With a
   /// `create_revision`, waits for the end of just that incarnation: a key made anew does not count. Bridges
   /// reconnects, restarts and compactions, and waits for as long as it takes. Cancellation leaves nothing
   /// behind. Costs a watch, on the client's one stream, and then a linearizable read: whatever happens after
   /// that read reaches the watch.
-  asio::awaitable<revision> wait_deleted(std::string key, revision create_revision = 0) const {
-    auto start = [state = state_, key = std::move(key),
-                  create_revision](detail::client::deletion_wait::waiter waiting) mutable {
-      std::make_shared<detail::client::deletion_wait>(std::move(state), std::move(key), create_revision,
-                                                      std::move(waiting))
-          ->start();
-    };
-    return detail::engine::wait<revision>(state_->runtime(), std::move(start));
-  }
+  asio::awaitable<revision> wait_deleted(std::string key, revision create_revision = 0) const;
 
   /// Writes `value` if the key's mod revision is still `expected`, where zero means that it must not exist.
   /// One round trip, one proposal, whatever the outcome.
   asio::awaitable<compare_and_put_result> compare_and_put(std::string key, revision expected,
-                                                          std::string value, put_options options = {}) const {
-    return compare_put(state_->runtime(), std::move(key), expected, std::move(value), options);
-  }
+                                                          std::string value, put_options options = {}) const;
 
   /// For tests and simulations: other servers and another clock than gRPC and real time.
   client(const asio::any_io_executor& executor, std::vector<std::shared_ptr<detail::rpc::transport>> servers,
@@ -7768,59 +7879,182 @@ private:
   }
 
   static asio::awaitable<std::optional<key_value>> get_one(std::shared_ptr<detail::engine::runtime> on,
-                                                           std::string key) {
-    range_response found = co_await detail::engine::call(std::move(on), conclave::range(std::move(key)));
-    std::optional<key_value> out;
-    if (!found.kvs.empty()) out = std::move(found.kvs.front());
-    co_return out;
-  }
+                                                           std::string key);
 
   static asio::awaitable<compare_and_put_result> compare_put(std::shared_ptr<detail::engine::runtime> on,
                                                              std::string key, revision expected,
-                                                             std::string value, put_options options) {
-    conclave::txn request;
-    request.when(mod_revision(key) == expected)
-        .then(conclave::put(key, std::move(value), options))
-        .otherwise(conclave::range(key));
-    txn_response answer = co_await detail::engine::call(std::move(on), std::move(request));
-    compare_and_put_result out;
-    out.succeeded = answer.succeeded;
-    out.revision = answer.header.revision;
-    if (!answer.succeeded) {
-      auto& kvs = answer.at(0).range().kvs;
-      if (!kvs.empty()) out.current = std::move(kvs.front());
-    }
-    co_return out;
-  }
+                                                             std::string value, put_options options);
 
   static asio::awaitable<kept_lease> grant(std::shared_ptr<detail::client::client_state> of,
-                                           std::chrono::seconds ttl) {
-    auto owner = co_await detail::client::grant_and_keep(std::move(of), ttl);
-    co_return kept_lease{std::move(owner)};
-  }
+                                           std::chrono::seconds ttl);
 
   static asio::awaitable<watcher> start_watch(std::shared_ptr<detail::client::client_state> of,
-                                              std::string key, std::string range_end, watch_options options) {
-    if (options.start_revision < 0)
-      throw error(errc::invalid_argument, "watch: the start revision is negative");
-    if (key.empty()) throw error(errc::invalid_argument, "watch: the key is empty");
-    const auto on = of->runtime();
-    auto from = options.start_revision;
-    if (from == 0) {
-      const range_response now =
-          co_await detail::engine::call(on, conclave::range(key, {.count_only = true}));
-      from = now.header.revision + 1;
-    }
-    auto state = std::make_shared<detail::client::watch_state>(std::move(of), std::move(key),
-                                                               std::move(range_end), options);
-    on->run([state, from] { state->start(from); });
-    co_return watcher{std::move(state)};
-  }
+                                              std::string key, std::string range_end, watch_options options);
 
   std::shared_ptr<detail::client::client_state> state_;
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI {
+
+CONCLAVE_DECL asio::awaitable<range_response> client::range(range_request request) const {
+  return call(std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<key_value>> client::get(std::string key) const {
+  return get_one(state_->runtime(), std::move(key));
+}
+
+CONCLAVE_DECL asio::awaitable<put_response> client::put(std::string key, std::string value,
+                                                        put_options options) const {
+  return call(conclave::put(std::move(key), std::move(value), options));
+}
+
+CONCLAVE_DECL asio::awaitable<put_response> client::put(put_request request) const {
+  return call(std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<delete_range_response> client::delete_range(
+    delete_range_request request) const {
+  return call(std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<txn_response> client::txn(conclave::txn request) const {
+  return call(std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<txn_response> client::combined_txn(conclave::txn request) const {
+  return state_->writes()->apply(std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<compaction_response> client::compact(conclave::revision before,
+                                                                   bool physical) const {
+  compaction_request request;
+  request.revision = before;
+  request.physical = physical;
+  return call(std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<lease_grant_response> client::lease_grant(std::chrono::seconds ttl,
+                                                                        lease_id id) const {
+  lease_grant_request request;
+  request.ttl = ttl.count();
+  request.id = id;
+  return call(std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<lease_revoke_response> client::lease_revoke(lease_id id) const {
+  lease_revoke_request request;
+  request.id = id;
+  return call(std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<lease_time_to_live_response> client::lease_time_to_live(lease_id id,
+                                                                                      bool keys) const {
+  lease_time_to_live_request request;
+  request.id = id;
+  request.keys = keys;
+  return call(std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<lease_leases_response> client::leases() const {
+  return call(lease_leases_request{});
+}
+
+CONCLAVE_DECL asio::awaitable<status_response> client::status() const { return call(status_request{}); }
+
+CONCLAVE_DECL asio::awaitable<watcher> client::watch(std::string key, watch_options options) const {
+  return start_watch(state_, std::move(key), {}, options);
+}
+
+CONCLAVE_DECL asio::awaitable<watcher> client::watch_prefix(std::string prefix, watch_options options) const {
+  auto end = prefix_end(prefix);
+  if (prefix.empty()) prefix.assign(1, '\0');
+  return start_watch(state_, std::move(prefix), std::move(end), options);
+}
+
+CONCLAVE_DECL asio::awaitable<watcher> client::watch_interval(std::string begin, std::string end,
+                                                              watch_options options) const {
+  return start_watch(state_, std::move(begin), std::move(end), options);
+}
+
+CONCLAVE_DECL asio::awaitable<kept_lease> client::keep_lease(std::chrono::seconds ttl) const {
+  return grant(state_, ttl);
+}
+
+CONCLAVE_DECL asio::awaitable<revision> client::wait_deleted(std::string key,
+                                                             revision create_revision) const {
+  auto start = [state = state_, key = std::move(key),
+                create_revision](detail::client::deletion_wait::waiter waiting) mutable {
+    std::make_shared<detail::client::deletion_wait>(std::move(state), std::move(key), create_revision,
+                                                    std::move(waiting))
+        ->start();
+  };
+  return detail::engine::wait<revision>(state_->runtime(), std::move(start));
+}
+
+CONCLAVE_DECL asio::awaitable<compare_and_put_result> client::compare_and_put(std::string key,
+                                                                              revision expected,
+                                                                              std::string value,
+                                                                              put_options options) const {
+  return compare_put(state_->runtime(), std::move(key), expected, std::move(value), options);
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<key_value>> client::get_one(
+    std::shared_ptr<detail::engine::runtime> on, std::string key) {
+  range_response found = co_await detail::engine::call(std::move(on), conclave::range(std::move(key)));
+  std::optional<key_value> out;
+  if (!found.kvs.empty()) out = std::move(found.kvs.front());
+  co_return out;
+}
+
+CONCLAVE_DECL asio::awaitable<compare_and_put_result> client::compare_put(
+    std::shared_ptr<detail::engine::runtime> on, std::string key, revision expected, std::string value,
+    put_options options) {
+  conclave::txn request;
+  request.when(mod_revision(key) == expected)
+      .then(conclave::put(key, std::move(value), options))
+      .otherwise(conclave::range(key));
+  txn_response answer = co_await detail::engine::call(std::move(on), std::move(request));
+  compare_and_put_result out;
+  out.succeeded = answer.succeeded;
+  out.revision = answer.header.revision;
+  if (!answer.succeeded) {
+    auto& kvs = answer.at(0).range().kvs;
+    if (!kvs.empty()) out.current = std::move(kvs.front());
+  }
+  co_return out;
+}
+
+CONCLAVE_DECL asio::awaitable<kept_lease> client::grant(std::shared_ptr<detail::client::client_state> of,
+                                                        std::chrono::seconds ttl) {
+  auto owner = co_await detail::client::grant_and_keep(std::move(of), ttl);
+  co_return kept_lease{std::move(owner)};
+}
+
+CONCLAVE_DECL asio::awaitable<watcher> client::start_watch(std::shared_ptr<detail::client::client_state> of,
+                                                           std::string key, std::string range_end,
+                                                           watch_options options) {
+  if (options.start_revision < 0)
+    throw error(errc::invalid_argument, "watch: the start revision is negative");
+  if (key.empty()) throw error(errc::invalid_argument, "watch: the key is empty");
+  const auto on = of->runtime();
+  auto from = options.start_revision;
+  if (from == 0) {
+    const range_response now = co_await detail::engine::call(on, conclave::range(key, {.count_only = true}));
+    from = now.header.revision + 1;
+  }
+  auto state = std::make_shared<detail::client::watch_state>(std::move(of), std::move(key),
+                                                             std::move(range_end), options);
+  on->run([state, from] { state->start(from); });
+  co_return watcher{std::move(state)};
+}
+
+}  // namespace conclave
+#endif
 
 // ---- conclave/fwd.hpp ----
 
@@ -8021,36 +8255,8 @@ namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
 /// Reads all keys below a prefix, page by page, at one revision; from the beginning when that is compacted
 /// meanwhile.
-inline asio::awaitable<range_response> read_keys(std::shared_ptr<engine::runtime> on, std::string prefix) {
-  constexpr std::int64_t page = 5000;
-  const std::string end = prefix_end(prefix);
-  range_response all;
-  std::string from = prefix;
-  while (true) {
-    range_response some;
-    bool compacted = false;
-    try {
-      some = co_await engine::call(
-          on, range_interval(from, end, {.limit = page, .revision = all.header.revision, .keys_only = true}));
-    } catch (const error& e) {
-      compacted = e.code() == errc::compacted;
-      if (!compacted) throw;
-    }
-    if (compacted) {
-      all = {};
-      from = prefix;
-      continue;
-    }
-    if (all.header.revision == 0) all.header = some.header;
-    for (auto& each : some.kvs) all.kvs.push_back(std::move(each));
-    if (!some.more) break;
-    if (some.kvs.empty()) throw error(errc::unexpected_response, "KV.Range: more keys, and none of them");
-    from = all.kvs.back().key;
-    from += '\0';
-  }
-  all.count = static_cast<std::int64_t>(all.kvs.size());
-  co_return all;
-}
+CONCLAVE_DECL asio::awaitable<range_response> read_keys(std::shared_ptr<engine::runtime> on,
+                                                        std::string prefix);
 
 /// What a client knows about one line: a standing watch that all its local participants share. On the strand.
 class line_view final : public engine::watch_listener,
@@ -8156,39 +8362,9 @@ private:
   }
 
   /// See `runtime::look_later`.
-  static asio::awaitable<void> look(std::shared_ptr<line_view> self, std::uint64_t round) {
-    try {
-      const range_response found = co_await read_keys(self->runtime_, self->machine_.grammar().prefix());
-      if (self->round_ != round) co_return;
-      for (const auto& key : self->machine_.confirm(found.kvs, found.header.revision)) self->tell(key);
-    } catch (const error&) {  // next time
-    }
-  }
+  static asio::awaitable<void> look(std::shared_ptr<line_view> self, std::uint64_t round);
 
-  static asio::awaitable<void> read(std::shared_ptr<line_view> self, std::uint64_t round) {
-    const auto on = self->runtime_;
-    engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, on->seed()};
-    while (self->round_ == round && self->watch_ != 0) {
-      std::exception_ptr failed;
-      try {
-        const range_response found = co_await read_keys(on, self->machine_.grammar().prefix());
-        if (self->round_ != round) co_return;
-        self->machine_.snapshot(found.kvs, found.header.revision);
-        for (const auto& [key, who] : std::unordered_map(self->members_))
-          if (self->members_.contains(key)) who->on_view_change();
-        co_return;
-      } catch (const error& e) {
-        const bool again =
-            rpc::worth_retrying(static_cast<errc>(e.code().value())) || e.code() == errc::compacted;
-        if (!again) failed = std::current_exception();
-      }
-      if (failed) {
-        if (self->round_ == round) self->fail(failed);
-        co_return;
-      }
-      co_await engine::sleep_for(on, pause.next());
-    }
-  }
+  static asio::awaitable<void> read(std::shared_ptr<line_view> self, std::uint64_t round);
 
   void tell(const std::string& key) {
     const auto found = members_.find(key);
@@ -8223,6 +8399,79 @@ private:
 };
 
 }  // namespace conclave::detail::pattern
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
+
+CONCLAVE_DECL asio::awaitable<range_response> read_keys(std::shared_ptr<engine::runtime> on,
+                                                        std::string prefix) {
+  constexpr std::int64_t page = 5000;
+  const std::string end = prefix_end(prefix);
+  range_response all;
+  std::string from = prefix;
+  while (true) {
+    range_response some;
+    bool compacted = false;
+    try {
+      some = co_await engine::call(
+          on, range_interval(from, end, {.limit = page, .revision = all.header.revision, .keys_only = true}));
+    } catch (const error& e) {
+      compacted = e.code() == errc::compacted;
+      if (!compacted) throw;
+    }
+    if (compacted) {
+      all = {};
+      from = prefix;
+      continue;
+    }
+    if (all.header.revision == 0) all.header = some.header;
+    for (auto& each : some.kvs) all.kvs.push_back(std::move(each));
+    if (!some.more) break;
+    if (some.kvs.empty()) throw error(errc::unexpected_response, "KV.Range: more keys, and none of them");
+    from = all.kvs.back().key;
+    from += '\0';
+  }
+  all.count = static_cast<std::int64_t>(all.kvs.size());
+  co_return all;
+}
+
+CONCLAVE_DECL asio::awaitable<void> line_view::look(std::shared_ptr<line_view> self, std::uint64_t round) {
+  try {
+    const range_response found = co_await read_keys(self->runtime_, self->machine_.grammar().prefix());
+    if (self->round_ != round) co_return;
+    for (const auto& key : self->machine_.confirm(found.kvs, found.header.revision)) self->tell(key);
+  } catch (const error&) {  // next time
+  }
+}
+
+CONCLAVE_DECL asio::awaitable<void> line_view::read(std::shared_ptr<line_view> self, std::uint64_t round) {
+  const auto on = self->runtime_;
+  engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, on->seed()};
+  while (self->round_ == round && self->watch_ != 0) {
+    std::exception_ptr failed;
+    try {
+      const range_response found = co_await read_keys(on, self->machine_.grammar().prefix());
+      if (self->round_ != round) co_return;
+      self->machine_.snapshot(found.kvs, found.header.revision);
+      for (const auto& [key, who] : std::unordered_map(self->members_))
+        if (self->members_.contains(key)) who->on_view_change();
+      co_return;
+    } catch (const error& e) {
+      const bool again =
+          rpc::worth_retrying(static_cast<errc>(e.code().value())) || e.code() == errc::compacted;
+      if (!again) failed = std::current_exception();
+    }
+    if (failed) {
+      if (self->round_ == round) self->fail(failed);
+      co_return;
+    }
+    co_await engine::sleep_for(on, pause.next());
+  }
+}
+
+}  // namespace conclave::detail::pattern
+#endif
 
 // ---- conclave/detail/pattern/line_member.hpp ----
 
@@ -8430,71 +8679,7 @@ private:
     return request;
   }
 
-  static asio::awaitable<void> join_line(std::shared_ptr<line_member> self, bool only_try) {
-    engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
-    bool ask_only = only_try;
-    while (self->phase_ == phase::joining) {
-      std::exception_ptr failed;
-      try {
-        if (ask_only) {
-          const txn_response answer = co_await self->writes_->apply(self->try_request());
-          if (self->phase_ != phase::joining) co_return;
-          if (answer.succeeded) {
-            self->on_joined({token_of(answer), true});
-            co_return;
-          }
-          const auto& found = answer.at(0).range();
-          bool somebody = false;
-          for (const auto& each : found.kvs) somebody = somebody || self->grammar_.is_participant(each.key);
-          if (somebody) {
-            self->on_refused();
-            co_return;
-          }
-          // Only foreign keys, as far as was looked: stand in line and see who is first.
-          ask_only = false;
-        }
-        const auto applied = co_await self->writes_->apply_repeatable(self->join_request());
-        // A copy that had no answer may put the key when this one's has been deleted.
-        if (applied.repeated) self->may_linger_ = true;
-        if (self->phase_ != phase::joining) co_return;
-        const txn_response& answer = applied.answer;
-        joined result;
-        const auto& first = answer.at(1).range().kvs;
-        result.first = !first.empty() && first.front().key == self->key_;
-        if (answer.succeeded) {
-          result.token = token_of(answer);
-        } else {
-          const auto& mine = answer.at(0).range().kvs;
-          if (mine.empty()) throw error(errc::unexpected_response, "KV.Txn: the key exists and does not");
-          result.token = mine.front().create_revision;
-        }
-        self->on_joined(result);
-        co_return;
-      } catch (const error& e) {
-        if (e.code() == errc::outcome_unknown) self->may_linger_ = true;
-        if (e.code() == errc::lease_not_found) {
-          if (const auto lease = self->lease_.lock()) lease->mark_lost();
-          co_return;
-        }
-        if (!rpc::worth_retrying(static_cast<errc>(e.code().value()))) {
-          failed = std::current_exception();
-        } else if (only_try) {
-          // Whoever has come to wait behind it goes on.
-          only_try = ask_only = false;
-          self->fail_try(std::current_exception());
-        }
-      } catch (const std::exception&) {  // an answer of another shape
-        failed = std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn"));
-      }
-      if (self->phase_ != phase::joining) co_return;
-      if (failed) self->fail_all(failed);
-      if (self->queue_.empty()) {
-        self->leave(std::nullopt, nullptr);
-        co_return;
-      }
-      co_await engine::sleep_for(self->runtime_, pause.next());
-    }
-  }
+  static asio::awaitable<void> join_line(std::shared_ptr<line_member> self, bool only_try);
 
   static revision token_of(const txn_response& written) {
     if (written.header.revision <= 0)
@@ -8596,53 +8781,7 @@ private:
   }
 
   static asio::awaitable<void> leave_line(std::shared_ptr<line_member> self, std::optional<txn> last,
-                                          release_waiter done) {
-    engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
-    const auto token = self->token_;
-    bool asked_before = false;
-    while (self->phase_ == phase::leaving) {
-      try {
-        txn request;
-        if (token != 0) request.when(create_revision(self->key_) == token);
-        if (last) request.then(std::move(*last));
-        request.then(delete_key(self->key_));
-        const bool carries = last.has_value();
-        last.reset();  // never sent twice
-        txn_response answer;
-        if (carries) {
-          answer = co_await engine::call(self->runtime_, std::move(request));
-        } else if (token == 0) {  // a copy that arrives late could meet a later place
-          answer = co_await self->writes_->apply(std::move(request));
-        } else {
-          auto applied = co_await self->writes_->apply_repeatable(std::move(request));
-          answer = std::move(applied.answer);
-          asked_before = asked_before || applied.repeated;
-        }
-        released result;
-        // If the guard fails after an answer got lost, it was that attempt which deleted the key.
-        result.lost = !answer.succeeded && !asked_before;
-        if (carries && answer.succeeded) result.answer = std::move(answer.at(0).txn());
-        if (done) std::exchange(done, nullptr)->complete(std::move(result));
-        break;
-      } catch (const error& e) {
-        asked_before = true;
-        if (done) std::exchange(done, nullptr)->fail(std::current_exception());
-        const bool again = rpc::worth_retrying(static_cast<errc>(e.code().value()));
-        // What the server refuses for good ends with the lease; a transaction that it refused did nothing.
-        if (!again && e.code() == errc::permission_denied) break;
-      } catch (const std::exception&) {
-        if (done) std::exchange(done, nullptr)->fail(errc::unexpected_response);
-        break;
-      }
-      co_await engine::sleep_for(self->runtime_, pause.next());
-    }
-    if (done) done->fail(errc::session_lost);
-    if (self->phase_ != phase::leaving) co_return;
-    self->phase_ = phase::idle;
-    self->left_ = std::max(self->left_, std::exchange(self->token_, 0));
-    if (const auto left = std::exchange(self->hold_, nullptr)) left->end({});
-    self->next();
-  }
+                                          release_waiter done);
 
   void next() {
     if (phase_ != phase::idle) return;
@@ -8693,6 +8832,128 @@ private:
 
 }  // namespace conclave::detail::pattern
 
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
+
+CONCLAVE_DECL asio::awaitable<void> line_member::join_line(std::shared_ptr<line_member> self, bool only_try) {
+  engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
+  bool ask_only = only_try;
+  while (self->phase_ == phase::joining) {
+    std::exception_ptr failed;
+    try {
+      if (ask_only) {
+        const txn_response answer = co_await self->writes_->apply(self->try_request());
+        if (self->phase_ != phase::joining) co_return;
+        if (answer.succeeded) {
+          self->on_joined({token_of(answer), true});
+          co_return;
+        }
+        const auto& found = answer.at(0).range();
+        bool somebody = false;
+        for (const auto& each : found.kvs) somebody = somebody || self->grammar_.is_participant(each.key);
+        if (somebody) {
+          self->on_refused();
+          co_return;
+        }
+        // Only foreign keys, as far as was looked: stand in line and see who is first.
+        ask_only = false;
+      }
+      const auto applied = co_await self->writes_->apply_repeatable(self->join_request());
+      // A copy that had no answer may put the key when this one's has been deleted.
+      if (applied.repeated) self->may_linger_ = true;
+      if (self->phase_ != phase::joining) co_return;
+      const txn_response& answer = applied.answer;
+      joined result;
+      const auto& first = answer.at(1).range().kvs;
+      result.first = !first.empty() && first.front().key == self->key_;
+      if (answer.succeeded) {
+        result.token = token_of(answer);
+      } else {
+        const auto& mine = answer.at(0).range().kvs;
+        if (mine.empty()) throw error(errc::unexpected_response, "KV.Txn: the key exists and does not");
+        result.token = mine.front().create_revision;
+      }
+      self->on_joined(result);
+      co_return;
+    } catch (const error& e) {
+      if (e.code() == errc::outcome_unknown) self->may_linger_ = true;
+      if (e.code() == errc::lease_not_found) {
+        if (const auto lease = self->lease_.lock()) lease->mark_lost();
+        co_return;
+      }
+      if (!rpc::worth_retrying(static_cast<errc>(e.code().value()))) {
+        failed = std::current_exception();
+      } else if (only_try) {
+        // Whoever has come to wait behind it goes on.
+        only_try = ask_only = false;
+        self->fail_try(std::current_exception());
+      }
+    } catch (const std::exception&) {  // an answer of another shape
+      failed = std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn"));
+    }
+    if (self->phase_ != phase::joining) co_return;
+    if (failed) self->fail_all(failed);
+    if (self->queue_.empty()) {
+      self->leave(std::nullopt, nullptr);
+      co_return;
+    }
+    co_await engine::sleep_for(self->runtime_, pause.next());
+  }
+}
+
+CONCLAVE_DECL asio::awaitable<void> line_member::leave_line(std::shared_ptr<line_member> self,
+                                                            std::optional<txn> last, release_waiter done) {
+  engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
+  const auto token = self->token_;
+  bool asked_before = false;
+  while (self->phase_ == phase::leaving) {
+    try {
+      txn request;
+      if (token != 0) request.when(create_revision(self->key_) == token);
+      if (last) request.then(std::move(*last));
+      request.then(delete_key(self->key_));
+      const bool carries = last.has_value();
+      last.reset();  // never sent twice
+      txn_response answer;
+      if (carries) {
+        answer = co_await engine::call(self->runtime_, std::move(request));
+      } else if (token == 0) {  // a copy that arrives late could meet a later place
+        answer = co_await self->writes_->apply(std::move(request));
+      } else {
+        auto applied = co_await self->writes_->apply_repeatable(std::move(request));
+        answer = std::move(applied.answer);
+        asked_before = asked_before || applied.repeated;
+      }
+      released result;
+      // If the guard fails after an answer got lost, it was that attempt which deleted the key.
+      result.lost = !answer.succeeded && !asked_before;
+      if (carries && answer.succeeded) result.answer = std::move(answer.at(0).txn());
+      if (done) std::exchange(done, nullptr)->complete(std::move(result));
+      break;
+    } catch (const error& e) {
+      asked_before = true;
+      if (done) std::exchange(done, nullptr)->fail(std::current_exception());
+      const bool again = rpc::worth_retrying(static_cast<errc>(e.code().value()));
+      // What the server refuses for good ends with the lease; a transaction that it refused did nothing.
+      if (!again && e.code() == errc::permission_denied) break;
+    } catch (const std::exception&) {
+      if (done) std::exchange(done, nullptr)->fail(errc::unexpected_response);
+      break;
+    }
+    co_await engine::sleep_for(self->runtime_, pause.next());
+  }
+  if (done) done->fail(errc::session_lost);
+  if (self->phase_ != phase::leaving) co_return;
+  self->phase_ = phase::idle;
+  self->left_ = std::max(self->left_, std::exchange(self->token_, 0));
+  if (const auto left = std::exchange(self->hold_, nullptr)) left->end({});
+  self->next();
+}
+
+}  // namespace conclave::detail::pattern
+#endif
+
 // ---- conclave/session.hpp ----
 
 namespace conclave::inline CONCLAVE_ABI {
@@ -8717,10 +8978,7 @@ public:
   /// Opens a session. One round trip, one proposal; it is then kept alive on a stream of the client at a
   /// third of the TTL. Errors: those of the client; a grant whose answer got lost is asked for again under
   /// the same id. Cancellation: a lease that may have been granted is revoked behind the caller.
-  static asio::awaitable<session> open(client on, session_options options = {}) {
-    auto lease = co_await on.keep_lease(options.ttl);
-    co_return session{std::move(lease)};
-  }
+  static asio::awaitable<session> open(client on, session_options options = {});
 
   /// The lease that everything of this session hangs on; a client's own keys may be put under it too.
   [[nodiscard]] conclave::lease_id lease_id() const noexcept { return lease_.id(); }
@@ -8737,12 +8995,12 @@ public:
 
   /// Completes when the session has ended, with `session_lost` or `session_closed`; at the latest at
   /// `valid_until`. Cancellation leaves nothing behind. No round trip.
-  asio::awaitable<std::error_code> lost() const { return lease_.lost(); }
+  asio::awaitable<std::error_code> lost() const;
 
   /// Ends the session: every wait and hold under it ends with `session_closed`, and all its keys are deleted
   /// at one revision. One round trip, one proposal. Errors: `unavailable`, `outcome_unknown` when no server
   /// said so in time; closing then goes on behind the caller, as after a cancellation.
-  asio::awaitable<void> close() { return lease_.revoke(); }
+  asio::awaitable<void> close();
 
 private:
   friend class mutex;
@@ -8757,6 +9015,22 @@ private:
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI {
+
+CONCLAVE_DECL asio::awaitable<session> session::open(client on, session_options options) {
+  auto lease = co_await on.keep_lease(options.ttl);
+  co_return session{std::move(lease)};
+}
+
+CONCLAVE_DECL asio::awaitable<std::error_code> session::lost() const { return lease_.lost(); }
+
+CONCLAVE_DECL asio::awaitable<void> session::close() { return lease_.revoke(); }
+
+}  // namespace conclave
+#endif
 
 // ---- conclave/unique_lock.hpp ----
 
@@ -8828,45 +9102,24 @@ public:
   /// deleted), or with no error when it was released. At once if it has ended. Known without a round trip,
   /// from the watch that the lock keeps, and never later than `session::valid_until`. Cancellation leaves
   /// nothing behind.
-  asio::awaitable<std::error_code> lost() const {
-    require();
-    auto start = [hold = hold_,
-                  member = member_](const std::shared_ptr<detail::engine::waiter<std::error_code>>& w) {
-      if (!hold->held.load()) {
-        w->complete(hold->ended);
-        return;
-      }
-      const auto place = hold->waiting.push_back(w);
-      w->on_cancel([hold, place] { hold->waiting.remove(place); });
-    };
-    return detail::engine::wait<std::error_code>(owner_->state()->runtime(), std::move(start));
-  }
+  asio::awaitable<std::error_code> lost() const;
 
   /// Releases the lock. One round trip, one proposal: a delete which only this hold's own key can meet, so it
   /// never harms a later holder. Errors: `lock_lost` or `session_lost` when the lock had been lost before
   /// (somebody else may have held it meanwhile); `unavailable`, `outcome_unknown` when no server said so within
   /// `client_options::request_timeout`, and releasing goes on behind the caller. Cancellation: releasing goes on behind the caller.
-  asio::awaitable<void> unlock() {
-    require();
-    return unlock_held(std::move(*this));
-  }
+  asio::awaitable<void> unlock();
 
   /// Applies a transaction on the condition that this lock is still held. One round trip, one proposal, as a
   /// nested transaction: `If fence Then [yours] Else nothing`. Errors: those of `client::txn`. After
   /// `outcome_unknown` read before trying again. Cancellation: the transaction may have been applied.
   /// It may not write the lock's own key.
-  asio::awaitable<commit_result> commit(txn request) const {
-    require();
-    return commit_held(hold_, member_, owner_, std::move(request));
-  }
+  asio::awaitable<commit_result> commit(txn request) const;
 
   /// Applies a transaction as `commit` does, and releases the lock in the same proposal, whether or not the
   /// transaction's own conditions are true. One round trip instead of two. Errors and cancellation: as those
   /// of `commit`, and releasing goes on behind the caller.
-  asio::awaitable<commit_result> commit_and_unlock(txn request) {
-    require();
-    return commit_last(std::move(*this), std::move(request));
-  }
+  asio::awaitable<commit_result> commit_and_unlock(txn request);
 
 private:
   friend class mutex;
@@ -8896,54 +9149,15 @@ private:
   }
 
   static asio::awaitable<detail::pattern::released> release(hold_ptr hold, member_ptr member, owner_ptr owner,
-                                                            std::optional<txn> last) {
-    const auto on = owner->state()->runtime();
-    auto start = [hold, member,
-                  last = std::move(last)](const detail::pattern::line_member::release_waiter& w) mutable {
-      member->release(hold, std::move(last), w);
-    };
-    detail::pattern::released out =
-        co_await detail::engine::wait<detail::pattern::released>(on, std::move(start));
-    co_return out;
-  }
+                                                            std::optional<txn> last);
 
   // The parameter releases if this never begins: whoever is cancelled already throws before it does.
-  static asio::awaitable<void> unlock_held(unique_lock behind) {
-    const auto state = behind.owner_->state();
-    const detail::pattern::released out =
-        co_await release(behind.hold_, behind.member_, behind.owner_, std::nullopt);
-    behind.hold_.reset();
-    if (out.lost) throw error(state->alive() ? errc::lock_lost : state->why_ended());
-  }
+  static asio::awaitable<void> unlock_held(unique_lock behind);
 
-  static asio::awaitable<commit_result> commit_last(unique_lock behind, txn request) {
-    std::optional<txn> last{std::move(request)};
-    detail::pattern::released out =
-        co_await release(behind.hold_, behind.member_, behind.owner_, std::move(last));
-    behind.hold_.reset();
-    commit_result result;
-    if (out.answer) {
-      result.outcome = out.answer->succeeded ? commit_outcome::committed : commit_outcome::compare_failed;
-      result.response = std::move(*out.answer);
-    }
-    co_return result;
-  }
+  static asio::awaitable<commit_result> commit_last(unique_lock behind, txn request);
 
   static asio::awaitable<commit_result> commit_held(hold_ptr hold, member_ptr member, owner_ptr owner,
-                                                    txn request) {
-    const auto on = owner->state()->runtime();
-    txn guarded;
-    guarded.when(create_revision(hold->key) == hold->token).then(std::move(request));
-    txn_response answer = co_await detail::engine::call(on, std::move(guarded));
-    commit_result result;
-    if (!answer.succeeded) {
-      on->run([hold, member] { member->report_lost(hold); });
-      co_return result;
-    }
-    result.response = std::move(answer.at(0).txn());
-    result.outcome = result.response.succeeded ? commit_outcome::committed : commit_outcome::compare_failed;
-    co_return result;
-  }
+                                                    txn request);
 
   hold_ptr hold_;
   member_ptr member_;
@@ -8953,6 +9167,93 @@ private:
 static_assert(!std::is_copy_constructible_v<unique_lock>);
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI {
+
+CONCLAVE_DECL asio::awaitable<std::error_code> unique_lock::lost() const {
+  require();
+  auto start = [hold = hold_,
+                member = member_](const std::shared_ptr<detail::engine::waiter<std::error_code>>& w) {
+    if (!hold->held.load()) {
+      w->complete(hold->ended);
+      return;
+    }
+    const auto place = hold->waiting.push_back(w);
+    w->on_cancel([hold, place] { hold->waiting.remove(place); });
+  };
+  return detail::engine::wait<std::error_code>(owner_->state()->runtime(), std::move(start));
+}
+
+CONCLAVE_DECL asio::awaitable<void> unique_lock::unlock() {
+  require();
+  return unlock_held(std::move(*this));
+}
+
+CONCLAVE_DECL asio::awaitable<commit_result> unique_lock::commit(txn request) const {
+  require();
+  return commit_held(hold_, member_, owner_, std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<commit_result> unique_lock::commit_and_unlock(txn request) {
+  require();
+  return commit_last(std::move(*this), std::move(request));
+}
+
+CONCLAVE_DECL asio::awaitable<detail::pattern::released> unique_lock::release(hold_ptr hold,
+                                                                              member_ptr member,
+                                                                              owner_ptr owner,
+                                                                              std::optional<txn> last) {
+  const auto on = owner->state()->runtime();
+  auto start = [hold, member,
+                last = std::move(last)](const detail::pattern::line_member::release_waiter& w) mutable {
+    member->release(hold, std::move(last), w);
+  };
+  detail::pattern::released out =
+      co_await detail::engine::wait<detail::pattern::released>(on, std::move(start));
+  co_return out;
+}
+
+CONCLAVE_DECL asio::awaitable<void> unique_lock::unlock_held(unique_lock behind) {
+  const auto state = behind.owner_->state();
+  const detail::pattern::released out =
+      co_await release(behind.hold_, behind.member_, behind.owner_, std::nullopt);
+  behind.hold_.reset();
+  if (out.lost) throw error(state->alive() ? errc::lock_lost : state->why_ended());
+}
+
+CONCLAVE_DECL asio::awaitable<commit_result> unique_lock::commit_last(unique_lock behind, txn request) {
+  std::optional<txn> last{std::move(request)};
+  detail::pattern::released out =
+      co_await release(behind.hold_, behind.member_, behind.owner_, std::move(last));
+  behind.hold_.reset();
+  commit_result result;
+  if (out.answer) {
+    result.outcome = out.answer->succeeded ? commit_outcome::committed : commit_outcome::compare_failed;
+    result.response = std::move(*out.answer);
+  }
+  co_return result;
+}
+
+CONCLAVE_DECL asio::awaitable<commit_result> unique_lock::commit_held(hold_ptr hold, member_ptr member,
+                                                                      owner_ptr owner, txn request) {
+  const auto on = owner->state()->runtime();
+  txn guarded;
+  guarded.when(create_revision(hold->key) == hold->token).then(std::move(request));
+  txn_response answer = co_await detail::engine::call(on, std::move(guarded));
+  commit_result result;
+  if (!answer.succeeded) {
+    on->run([hold, member] { member->report_lost(hold); });
+    co_return result;
+  }
+  result.response = std::move(answer.at(0).txn());
+  result.outcome = result.response.succeeded ? commit_outcome::committed : commit_outcome::compare_failed;
+  co_return result;
+}
+
+}  // namespace conclave
+#endif
 
 // ---- conclave/mutex.hpp ----
 
@@ -9003,95 +9304,130 @@ public:
   /// refuses the key with. While no server can be reached the wait goes on until the session is lost.
   /// Cancellation throws `cancelled` promptly, cluster or not; the place passes to the session's next local
   /// waiter, or its key is deleted behind the caller.
-  asio::awaitable<unique_lock> lock() {
-    auto enter = [](member& at, const waiter& who) { at.enter(who); };
-    return acquired(session_, name_, enter);
-  }
+  asio::awaitable<unique_lock> lock();
 
   /// Takes the lock if it is free; nothing otherwise, at once also when another coroutine of the same session
   /// holds or awaits it. One round trip, one proposal; a failed try leaves no key. Errors: those of `lock`,
   /// and `unavailable` and `outcome_unknown`: no lock is held then, and what may have been written is removed
   /// behind the caller.
-  asio::awaitable<std::optional<unique_lock>> try_lock() {
-    auto enter = [](member& at, const waiter& who) { at.try_enter(who); };
-    return maybe_acquired(session_, name_, enter);
-  }
+  asio::awaitable<std::optional<unique_lock>> try_lock();
 
   /// Waits as `lock` does, at most for `time`; then gives nothing, and its key is deleted behind the caller.
-  asio::awaitable<std::optional<unique_lock>> try_lock_for(std::chrono::milliseconds time) {
-    return try_lock_until(session_.owner()->state()->runtime()->now() + time);
-  }
+  asio::awaitable<std::optional<unique_lock>> try_lock_for(std::chrono::milliseconds time);
 
   /// The same until a moment of the client's clock.
-  asio::awaitable<std::optional<unique_lock>> try_lock_until(session::time_point deadline) {
-    auto enter = [deadline](member& at, const waiter& who) { at.enter_until(who, deadline); };
-    return maybe_acquired(session_, name_, enter);
-  }
+  asio::awaitable<std::optional<unique_lock>> try_lock_until(session::time_point deadline);
 
   /// Who holds and who awaits the lock. A linearizable read; a round trip for every 5000 keys.
-  asio::awaitable<lock_line> inspect() const {
-    return read_line(session_.owner()->state()->runtime(), name_);
-  }
+  asio::awaitable<lock_line> inspect() const;
 
 private:
   using member = detail::pattern::line_member;
   using waiter = member::waiter;
 
+  /// What a wait consists of. In one place, whatever frames and closures it passes through: thousands may wait; and
+  /// shared with the strand, which may still write it when the coroutine has been destroyed.
   template <class Enter>
-  static asio::awaitable<unique_lock> acquired(session of, std::string name, Enter enter) {
-    const auto owner = of.owner();
-    // Shared with the strand, which may still write it when this coroutine has been destroyed.
-    const auto at = std::make_shared<std::shared_ptr<member>>();
-    auto start = [state = owner->state(), name = std::move(name), at, enter](const waiter& who) {
+  struct entry {
+    std::shared_ptr<detail::client::lease_owner> owner;
+    std::string name;
+    Enter enter;
+    std::shared_ptr<member> at{};
+  };
+
+  template <class Enter>
+  [[nodiscard]] std::shared_ptr<entry<Enter>> entry_of(Enter enter) const {
+    return std::make_shared<entry<Enter>>(entry<Enter>{session_.owner(), name_, std::move(enter)});
+  }
+
+  template <class Enter>
+  static asio::awaitable<unique_lock> acquired(std::shared_ptr<entry<Enter>> what) {
+    auto start = [what](const waiter& who) {
+      const auto& state = what->owner->state();
       if (state->now_in() != detail::client::lease_state::phase::alive) {
         who->fail(state->why_ended());
         return;
       }
-      const std::string part = "mutex " + name;
-      *at = state->template part<member>(part, [&] { return std::make_shared<member>(state, name, part); });
-      enter(**at, who);
+      const std::string part = "mutex " + what->name;
+      what->at = state->template part<member>(
+          part, [&] { return std::make_shared<member>(state, what->name, part); });
+      what->enter(*what->at, who);
     };
-    const auto on = owner->state()->runtime();
-    auto hold = co_await detail::engine::wait<std::shared_ptr<detail::pattern::hold>>(on, std::move(start));
+    auto hold = co_await detail::engine::wait<std::shared_ptr<detail::pattern::hold>>(
+        what->owner->state()->runtime(), std::move(start));
     unique_lock out;
-    if (hold) out = unique_lock{std::move(hold), std::move(*at), owner};
+    if (hold) out = unique_lock{std::move(hold), std::move(what->at), what->owner};
     co_return out;
   }
 
   template <class Enter>
-  static asio::awaitable<std::optional<unique_lock>> maybe_acquired(session of, std::string name,
-                                                                    Enter enter) {
-    unique_lock lock = co_await acquired(std::move(of), std::move(name), enter);
+  static asio::awaitable<std::optional<unique_lock>> maybe_acquired(std::shared_ptr<entry<Enter>> what) {
+    unique_lock lock = co_await acquired(std::move(what));
     std::optional<unique_lock> out;
     if (lock.token() != 0) out.emplace(std::move(lock));
     co_return out;
   }
 
-  static asio::awaitable<lock_line> read_line(std::shared_ptr<detail::engine::runtime> on, std::string name) {
-    const detail::pattern::line_grammar grammar{name};
-    range_response found = co_await detail::pattern::read_keys(std::move(on), grammar.prefix());
-    lock_line out;
-    for (auto& each : found.kvs) {
-      if (!grammar.is_participant(each.key)) {
-        ++out.foreign_keys;
-        continue;
-      }
-      lock_line::place where;
-      where.key = std::move(each.key);
-      where.token = each.create_revision;
-      where.lease = each.lease;
-      out.places.push_back(std::move(where));
-    }
-    std::sort(out.places.begin(), out.places.end(),
-              [](const lock_line::place& a, const lock_line::place& b) { return a.token < b.token; });
-    co_return out;
-  }
+  static asio::awaitable<lock_line> read_line(std::shared_ptr<detail::engine::runtime> on, std::string name);
 
   session session_;
   std::string name_;
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI {
+
+CONCLAVE_DECL asio::awaitable<unique_lock> mutex::lock() {
+  auto enter = [](member& at, const waiter& who) { at.enter(who); };
+  return acquired(entry_of(std::move(enter)));
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock() {
+  auto enter = [](member& at, const waiter& who) { at.try_enter(who); };
+  return maybe_acquired(entry_of(std::move(enter)));
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock_for(
+    std::chrono::milliseconds time) {
+  return try_lock_until(session_.owner()->state()->runtime()->now() + time);
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock_until(
+    session::time_point deadline) {
+  auto enter = [deadline](member& at, const waiter& who) { at.enter_until(who, deadline); };
+  return maybe_acquired(entry_of(std::move(enter)));
+}
+
+CONCLAVE_DECL asio::awaitable<lock_line> mutex::inspect() const {
+  return read_line(session_.owner()->state()->runtime(), name_);
+}
+
+CONCLAVE_DECL asio::awaitable<lock_line> mutex::read_line(std::shared_ptr<detail::engine::runtime> on,
+                                                          std::string name) {
+  const detail::pattern::line_grammar grammar{name};
+  range_response found = co_await detail::pattern::read_keys(std::move(on), grammar.prefix());
+  lock_line out;
+  for (auto& each : found.kvs) {
+    if (!grammar.is_participant(each.key)) {
+      ++out.foreign_keys;
+      continue;
+    }
+    lock_line::place where;
+    where.key = std::move(each.key);
+    where.token = each.create_revision;
+    where.lease = each.lease;
+    out.places.push_back(std::move(where));
+  }
+  std::sort(out.places.begin(), out.places.end(),
+            [](const lock_line::place& a, const lock_line::place& b) { return a.token < b.token; });
+  co_return out;
+}
+
+}  // namespace conclave
+#endif
 
 // ---- conclave/detail/pattern/backlog_machine.hpp ----
 
@@ -9328,17 +9664,7 @@ public:
   }
 
   /// Its id; zero when the servers give none. Throws what is worth another attempt.
-  static asio::awaitable<lease_id> get(std::shared_ptr<receipt_lease> self) {
-    self->prepare();
-    if (!self->asking_) co_return self->id_;
-    auto start = [self](std::shared_ptr<engine::waiter<lease_id>> who) {
-      if (self->asking_)
-        self->waiting_.push_back(std::move(who));
-      else
-        who->complete(self->id_);
-    };
-    co_return co_await engine::wait<lease_id>(self->runtime_, std::move(start));
-  }
+  static asio::awaitable<lease_id> get(std::shared_ptr<receipt_lease> self);
 
   /// A server says that it does not know it.
   void forget(lease_id id) {
@@ -9348,46 +9674,7 @@ public:
   }
 
 private:
-  static asio::awaitable<void> ask(std::shared_ptr<receipt_lease> self) {
-    const auto on = self->runtime_;
-    const auto id = client::new_lease_id(*on);
-    const auto sent = on->now();
-    std::exception_ptr failed;
-    bool granted = false;
-    bool may_exist = false;
-    engine::duration time{};
-    engine::resends again;
-    try {
-      lease_grant_request request;
-      request.id = id;
-      request.ttl = ttl.count();
-      const lease_grant_response answer = co_await engine::call(on, std::move(request), again);
-      granted = answer.id == id && answer.ttl > 0;
-      may_exist = !granted;
-      time = engine::lease_keeper::lease_time(answer.ttl);
-    } catch (const error& e) {
-      const auto code = static_cast<errc>(e.code().value());
-      granted = code == errc::lease_exists && again.unanswered > 0;
-      time = ttl;
-      may_exist = !granted && (again.unanswered > 0 || !client::certainly_not_granted(code));
-      if (rpc::worth_retrying(code)) failed = std::current_exception();
-    } catch (...) {
-      may_exist = true;
-      failed = std::current_exception();
-    }
-    if (may_exist) on->spawn(client::revoke_behind(on, id, on->now() + ttl, 5));
-    self->asking_ = false;
-    if (granted)
-      self->keep(id, time, sent);
-    else if (!failed)
-      self->not_before_ = on->now() + refusal_time;
-    for (const auto& each : std::exchange(self->waiting_, {})) {
-      if (failed)
-        each->fail(failed);
-      else
-        each->complete(self->id_);
-    }
-  }
+  static asio::awaitable<void> ask(std::shared_ptr<receipt_lease> self);
 
   void keep(lease_id id, engine::duration time, engine::time_point sent) {
     id_ = id;
@@ -9456,38 +9743,7 @@ public:
   /// What became of a claim. One that `may_come_late` is kept from it. Throws `error` if it is worth asking again.
   /// What it says of an applied claim stays true until `settled`.
   static asio::awaitable<verdict> find_out(std::shared_ptr<engine::runtime> on, claim_receipt& of,
-                                           bool may_come_late) {
-    using kind = verdict::kind;
-    std::optional<key_value> found;
-    try {
-      if (may_come_late) {
-        txn request;
-        request.when(mod_revision(of.key_) == of.written_)
-            .then(put(of.key_, inquiry_mark, {.lease = of.lease_}))
-            .otherwise(range(of.key_));
-        txn_response answer = co_await engine::call(on, std::move(request));
-        if (answer.succeeded) {
-          of.written_ = answer.header.revision;
-          co_return verdict{kind::not_applied};
-        }
-        auto& kvs = answer.at(0).range().kvs;
-        if (!kvs.empty()) found = std::move(kvs.front());
-      } else {
-        range_response answer = co_await engine::call(on, range(of.key_));
-        if (!answer.kvs.empty()) found = std::move(answer.kvs.front());
-      }
-    } catch (const error& e) {
-      if (rpc::worth_retrying(static_cast<errc>(e.code().value()))) throw;
-      co_return verdict{};             // the lease is gone, say, and the receipt with it
-    } catch (const std::exception&) {  // an answer of another shape
-      co_return verdict{};
-    }
-    if (!found) co_return verdict{of.written_ == 0 ? kind::not_applied : kind::unknown};
-    if (found->mod_revision == of.written_) co_return verdict{kind::not_applied};
-    if (found->value == claim_mark) co_return verdict{kind::applied, found->mod_revision};
-    of.written_ = found->mod_revision;  // by an inquiry whose own answer got lost
-    co_return verdict{kind::not_applied};
-  }
+                                           bool may_come_late);
 
   /// All is known of a claim that was applied at that revision; or nothing ever will be.
   void settled(revision at) { written_ = at; }
@@ -9503,6 +9759,100 @@ private:
 };
 
 }  // namespace conclave::detail::pattern
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
+
+CONCLAVE_DECL asio::awaitable<lease_id> receipt_lease::get(std::shared_ptr<receipt_lease> self) {
+  self->prepare();
+  if (!self->asking_) co_return self->id_;
+  auto start = [self](std::shared_ptr<engine::waiter<lease_id>> who) {
+    if (self->asking_)
+      self->waiting_.push_back(std::move(who));
+    else
+      who->complete(self->id_);
+  };
+  co_return co_await engine::wait<lease_id>(self->runtime_, std::move(start));
+}
+
+CONCLAVE_DECL asio::awaitable<void> receipt_lease::ask(std::shared_ptr<receipt_lease> self) {
+  const auto on = self->runtime_;
+  const auto id = client::new_lease_id(*on);
+  const auto sent = on->now();
+  std::exception_ptr failed;
+  bool granted = false;
+  bool may_exist = false;
+  engine::duration time{};
+  engine::resends again;
+  try {
+    lease_grant_request request;
+    request.id = id;
+    request.ttl = ttl.count();
+    const lease_grant_response answer = co_await engine::call(on, std::move(request), again);
+    granted = answer.id == id && answer.ttl > 0;
+    may_exist = !granted;
+    time = engine::lease_keeper::lease_time(answer.ttl);
+  } catch (const error& e) {
+    const auto code = static_cast<errc>(e.code().value());
+    granted = code == errc::lease_exists && again.unanswered > 0;
+    time = ttl;
+    may_exist = !granted && (again.unanswered > 0 || !client::certainly_not_granted(code));
+    if (rpc::worth_retrying(code)) failed = std::current_exception();
+  } catch (...) {
+    may_exist = true;
+    failed = std::current_exception();
+  }
+  if (may_exist) on->spawn(client::revoke_behind(on, id, on->now() + ttl, 5));
+  self->asking_ = false;
+  if (granted)
+    self->keep(id, time, sent);
+  else if (!failed)
+    self->not_before_ = on->now() + refusal_time;
+  for (const auto& each : std::exchange(self->waiting_, {})) {
+    if (failed)
+      each->fail(failed);
+    else
+      each->complete(self->id_);
+  }
+}
+
+CONCLAVE_DECL asio::awaitable<claim_receipt::verdict> claim_receipt::find_out(
+    std::shared_ptr<engine::runtime> on, claim_receipt& of, bool may_come_late) {
+  using kind = verdict::kind;
+  std::optional<key_value> found;
+  try {
+    if (may_come_late) {
+      txn request;
+      request.when(mod_revision(of.key_) == of.written_)
+          .then(put(of.key_, inquiry_mark, {.lease = of.lease_}))
+          .otherwise(range(of.key_));
+      txn_response answer = co_await engine::call(on, std::move(request));
+      if (answer.succeeded) {
+        of.written_ = answer.header.revision;
+        co_return verdict{kind::not_applied};
+      }
+      auto& kvs = answer.at(0).range().kvs;
+      if (!kvs.empty()) found = std::move(kvs.front());
+    } else {
+      range_response answer = co_await engine::call(on, range(of.key_));
+      if (!answer.kvs.empty()) found = std::move(answer.kvs.front());
+    }
+  } catch (const error& e) {
+    if (rpc::worth_retrying(static_cast<errc>(e.code().value()))) throw;
+    co_return verdict{};             // the lease is gone, say, and the receipt with it
+  } catch (const std::exception&) {  // an answer of another shape
+    co_return verdict{};
+  }
+  if (!found) co_return verdict{of.written_ == 0 ? kind::not_applied : kind::unknown};
+  if (found->mod_revision == of.written_) co_return verdict{kind::not_applied};
+  if (found->value == claim_mark) co_return verdict{kind::applied, found->mod_revision};
+  of.written_ = found->mod_revision;  // by an inquiry whose own answer got lost
+  co_return verdict{kind::not_applied};
+}
+
+}  // namespace conclave::detail::pattern
+#endif
 
 // ---- conclave/detail/pattern/backlog.hpp ----
 
@@ -9717,36 +10067,7 @@ private:
     runtime_->spawn(run(shared_from_this()));
   }
 
-  static asio::awaitable<void> run(std::shared_ptr<backlog> self) {
-    engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
-    while (self->in_doubt_ || self->served()) {
-      bool failed = false;
-      try {
-        if (self->in_doubt_)
-          co_await find_out(self);
-        else if (self->must_list())
-          co_await list(self);
-        else if (self->must_wait())
-          break;  // the next event goes on
-        else
-          co_await claim(self);
-        pause.reset();
-      } catch (const error& e) {
-        failed = true;
-        self->on_error(e);
-      } catch (const std::exception&) {  // an answer of another shape
-        self->fail_all(std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn")));
-      }
-      self->hand_out();
-      // Behind a client that has gone nobody would be told.
-      if (failed && self->lingering_.expired()) self->in_doubt_.reset();
-      if (failed && (self->in_doubt_ || !self->consumers_.empty()))
-        co_await engine::sleep_for(self->runtime_, pause.next());
-    }
-    self->pumping_ = false;
-    self->pump_on();
-    self->rest();
-  }
+  static asio::awaitable<void> run(std::shared_ptr<backlog> self);
 
   /// Something may have come while the last round ended.
   void pump_on() {
@@ -9774,56 +10095,9 @@ private:
   /// Given that there is no reason to list.
   [[nodiscard]] bool must_wait() const { return machine_.empty() || behind(); }
 
-  static asio::awaitable<void> list(std::shared_ptr<backlog> self) {
-    self->machine_.begin();
-    const bool by_commit = self->machine_.grammar().sorted() == backlog_grammar::order::by_commit;
-    const auto number = ++self->listings_begun_;
-    const range_response found = co_await engine::call(
-        self->runtime_, range_prefix(self->machine_.grammar().prefix(),
-                                     {.limit = static_cast<std::int64_t>(self->machine_.most_items()),
-                                      .order = sort_order::ascend,
-                                      .target = by_commit ? sort_target::mod : sort_target::key,
-                                      .keys_only = true}));
-    // A page without an item that is sure to be among the first hides what is behind it: read on. (The
-    // server's order within a revision is arbitrary, so that the last one's items do not count.)
-    const auto last = by_commit && found.more && !found.kvs.empty() ? found.kvs.back().mod_revision : 0;
-    const bool hidden = std::none_of(found.kvs.begin(), found.kvs.end(), [&](const key_value& each) {
-      return self->machine_.grammar().is_item(each.key) && each.mod_revision != last;
-    });
-    if (found.more && hidden) {
-      co_await list_beyond(self, number, found.header.revision);
-      co_return;
-    }
-    if (self->machine_.snapshot(found.kvs, found.more, found.header.revision)) self->tell_empty(number);
-  }
+  static asio::awaitable<void> list(std::shared_ptr<backlog> self);
 
-  static asio::awaitable<void> list_beyond(std::shared_ptr<backlog> self, std::uint64_t number, revision at) {
-    const auto& grammar = self->machine_.grammar();
-    const auto end = prefix_end(grammar.prefix());
-    std::vector<key_value> items;
-    std::size_t foreign = 0;
-    std::string from = grammar.prefix();
-    bool more = true;
-    while (more) {
-      range_response page = co_await engine::call(
-          self->runtime_, range_interval(from, end, {.limit = 5000, .revision = at, .keys_only = true}));
-      more = page.more && !page.kvs.empty();
-      if (more) {
-        from = page.kvs.back().key;
-        from += '\0';
-      }
-      for (auto& each : page.kvs) {
-        if (grammar.is_item(each.key))
-          items.push_back(std::move(each));
-        else
-          ++foreign;
-      }
-    }
-    if (grammar.sorted() == backlog_grammar::order::by_commit)
-      std::sort(items.begin(), items.end(),
-                [](const key_value& a, const key_value& b) { return a.mod_revision < b.mod_revision; });
-    if (self->machine_.snapshot(std::move(items), false, at, foreign)) self->tell_empty(number);
-  }
+  static asio::awaitable<void> list_beyond(std::shared_ptr<backlog> self, std::uint64_t number, revision at);
 
   /// Those that do not wait, and came before listing `number` was begun, which found nothing.
   void tell_empty(std::uint64_t number) {
@@ -9835,35 +10109,10 @@ private:
 
   using item_list = std::vector<backlog_machine::item>;
 
-  static asio::awaitable<void> claim(std::shared_ptr<backlog> self) {
-    const bool with_receipt = co_await receipt_is_ready(self);
-    if (!self->served() || self->must_list() || self->must_wait()) co_return;  // by now
-    const auto limit = self->runtime_->options().receive_limit;
-    const auto unknown = std::max<std::size_t>(1, limit / largest_value);
-    const item_list asked_for = self->machine_.first(self->consumers_.wanted(most_claims), unknown);
-    errc code{};
-    std::exception_ptr failed;
-    try {
-      const txn_response answer = co_await self->writes_->apply(self->claim_of(asked_for, with_receipt));
-      self->settle(asked_for, answer, with_receipt);
-    } catch (const error& e) {
-      code = static_cast<errc>(e.code().value());
-      failed = std::current_exception();
-    } catch (const std::exception&) {  // an answer of another shape
-      code = errc::unexpected_response;
-      failed = std::make_exception_ptr(error(code, "KV.Txn"));
-    }
-    if (failed) self->claim_failed(asked_for, with_receipt, code, failed);
-  }
+  static asio::awaitable<void> claim(std::shared_ptr<backlog> self);
 
   /// Whether claims leave receipts: not where the servers do not let them.
-  static asio::awaitable<bool> receipt_is_ready(std::shared_ptr<backlog> self) {
-    if (self->receipts_refused_ || self->runtime_->now() < self->no_receipts_before_) co_return false;
-    const lease_id lease = co_await receipt_lease::get(self->receipts_);
-    if (lease == 0) co_return false;
-    self->receipt_.hang_on(lease);
-    co_return true;
-  }
+  static asio::awaitable<bool> receipt_is_ready(std::shared_ptr<backlog> self);
 
   [[nodiscard]] txn claim_of(const item_list& asked_for, bool with_receipt) const {
     txn request;
@@ -9960,24 +10209,7 @@ private:
     }
   }
 
-  static asio::awaitable<void> find_out(std::shared_ptr<backlog> self) {
-    using kind = claim_receipt::verdict::kind;
-    const doubtful_claim doubtful = *self->in_doubt_;
-    const bool may_come_late = doubtful.code == errc::outcome_unknown;
-    const auto verdict = co_await claim_receipt::find_out(self->runtime_, self->receipt_, may_come_late);
-    if (verdict.is == kind::not_applied && doubtful.code == errc::no_space) {
-      // A full store still lets items be taken, if nothing is written for it.
-      self->no_receipts_before_ = self->runtime_->now() + receipt_lease::refusal_time;
-    }
-    taking what;
-    if (verdict.is != kind::not_applied)
-      what = co_await look_behind(self, doubtful.asked_for, verdict.is == kind::applied ? verdict.at : 0);
-    self->in_doubt_.reset();
-    if (verdict.is != kind::not_applied) self->receipt_.settled(verdict.at);
-    self->add_spare(std::move(what.got));
-    self->hand_out();
-    self->tell_unknown(what.unknown, doubtful.why);
-  }
+  static asio::awaitable<void> find_out(std::shared_ptr<backlog> self);
 
   struct taking {
     std::vector<claimed> got;
@@ -9987,31 +10219,7 @@ private:
   /// What a claim took, by the store's history: the conditions of all its parts were judged on the revision before
   /// `applied`. Where that is unknown, or compacted, an item that is still there was certainly not taken.
   static asio::awaitable<taking> look_behind(std::shared_ptr<backlog> self, item_list asked_for,
-                                             revision applied) {
-    taking out;
-    bool history = applied > 1;
-    for (std::size_t next = 0; next < asked_for.size();) {
-      auto& each = asked_for[next];
-      auto question =
-          history ? range(each.key, {.revision = applied - 1}) : range(each.key, {.keys_only = true});
-      try {
-        const range_response found = co_await engine::call(self->runtime_, std::move(question));
-        const bool there = !found.kvs.empty() && found.kvs.front().mod_revision == each.mod_revision;
-        if (history && there)
-          out.got.push_back({each.key, found.kvs.front().value});
-        else if (!history && !there)
-          ++out.unknown;
-        ++next;
-      } catch (const error& e) {
-        if (rpc::worth_retrying(static_cast<errc>(e.code().value()))) throw;
-        if (history)
-          history = false;
-        else
-          ++next, ++out.unknown;
-      }
-    }
-    co_return out;
-  }
+                                             revision applied);
 
   /// Gives what has been claimed to who waits longest.
   void hand_out() {
@@ -10067,29 +10275,7 @@ private:
   }
 
   static asio::awaitable<void> put_back_all(std::shared_ptr<engine::runtime> on,
-                                            backlog_grammar::order sorted, std::vector<claimed> items) {
-    for (auto& each : items) {
-      engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
-      const auto give_up = on->now() + std::chrono::seconds{30};
-      bool refused = false;
-      while (on->now() < give_up) {
-        try {
-          const txn_response answer = co_await engine::call(on, put_request_for(each, sorted));
-          if (answer.succeeded || refused) break;
-          // A producer has given the number anew, to a later item. The place behind that is free.
-          each.key += '0';
-          continue;
-        } catch (const error& e) {
-          // After a lost answer the item may be there, or taken already: putting it twice would deliver it
-          // twice.
-          if (e.code() == errc::outcome_unknown) break;
-          // A full store may refuse what it has just written: a key that is there now is ours.
-          refused = refused || e.code() == errc::no_space;
-        }
-        co_await engine::sleep_for(on, pause.next());
-      }
-    }
-  }
+                                            backlog_grammar::order sorted, std::vector<claimed> items);
 
   std::shared_ptr<engine::runtime> runtime_;
   std::shared_ptr<engine::write_combiner> writes_;
@@ -10113,6 +10299,197 @@ private:
 };
 
 }  // namespace conclave::detail::pattern
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
+
+CONCLAVE_DECL asio::awaitable<void> backlog::run(std::shared_ptr<backlog> self) {
+  engine::backoff pause{std::chrono::milliseconds{20}, std::chrono::seconds{1}, self->runtime_->seed()};
+  while (self->in_doubt_ || self->served()) {
+    bool failed = false;
+    try {
+      if (self->in_doubt_)
+        co_await find_out(self);
+      else if (self->must_list())
+        co_await list(self);
+      else if (self->must_wait())
+        break;  // the next event goes on
+      else
+        co_await claim(self);
+      pause.reset();
+    } catch (const error& e) {
+      failed = true;
+      self->on_error(e);
+    } catch (const std::exception&) {  // an answer of another shape
+      self->fail_all(std::make_exception_ptr(error(errc::unexpected_response, "KV.Txn")));
+    }
+    self->hand_out();
+    // Behind a client that has gone nobody would be told.
+    if (failed && self->lingering_.expired()) self->in_doubt_.reset();
+    if (failed && (self->in_doubt_ || !self->consumers_.empty()))
+      co_await engine::sleep_for(self->runtime_, pause.next());
+  }
+  self->pumping_ = false;
+  self->pump_on();
+  self->rest();
+}
+
+CONCLAVE_DECL asio::awaitable<void> backlog::list(std::shared_ptr<backlog> self) {
+  self->machine_.begin();
+  const bool by_commit = self->machine_.grammar().sorted() == backlog_grammar::order::by_commit;
+  const auto number = ++self->listings_begun_;
+  const range_response found = co_await engine::call(
+      self->runtime_, range_prefix(self->machine_.grammar().prefix(),
+                                   {.limit = static_cast<std::int64_t>(self->machine_.most_items()),
+                                    .order = sort_order::ascend,
+                                    .target = by_commit ? sort_target::mod : sort_target::key,
+                                    .keys_only = true}));
+  // A page without an item that is sure to be among the first hides what is behind it: read on. (The
+  // server's order within a revision is arbitrary, so that the last one's items do not count.)
+  const auto last = by_commit && found.more && !found.kvs.empty() ? found.kvs.back().mod_revision : 0;
+  const bool hidden = std::none_of(found.kvs.begin(), found.kvs.end(), [&](const key_value& each) {
+    return self->machine_.grammar().is_item(each.key) && each.mod_revision != last;
+  });
+  if (found.more && hidden) {
+    co_await list_beyond(self, number, found.header.revision);
+    co_return;
+  }
+  if (self->machine_.snapshot(found.kvs, found.more, found.header.revision)) self->tell_empty(number);
+}
+
+CONCLAVE_DECL asio::awaitable<void> backlog::list_beyond(std::shared_ptr<backlog> self, std::uint64_t number,
+                                                         revision at) {
+  const auto& grammar = self->machine_.grammar();
+  const auto end = prefix_end(grammar.prefix());
+  std::vector<key_value> items;
+  std::size_t foreign = 0;
+  std::string from = grammar.prefix();
+  bool more = true;
+  while (more) {
+    range_response page = co_await engine::call(
+        self->runtime_, range_interval(from, end, {.limit = 5000, .revision = at, .keys_only = true}));
+    more = page.more && !page.kvs.empty();
+    if (more) {
+      from = page.kvs.back().key;
+      from += '\0';
+    }
+    for (auto& each : page.kvs) {
+      if (grammar.is_item(each.key))
+        items.push_back(std::move(each));
+      else
+        ++foreign;
+    }
+  }
+  if (grammar.sorted() == backlog_grammar::order::by_commit)
+    std::sort(items.begin(), items.end(),
+              [](const key_value& a, const key_value& b) { return a.mod_revision < b.mod_revision; });
+  if (self->machine_.snapshot(std::move(items), false, at, foreign)) self->tell_empty(number);
+}
+
+CONCLAVE_DECL asio::awaitable<void> backlog::claim(std::shared_ptr<backlog> self) {
+  const bool with_receipt = co_await receipt_is_ready(self);
+  if (!self->served() || self->must_list() || self->must_wait()) co_return;  // by now
+  const auto limit = self->runtime_->options().receive_limit;
+  const auto unknown = std::max<std::size_t>(1, limit / largest_value);
+  const item_list asked_for = self->machine_.first(self->consumers_.wanted(most_claims), unknown);
+  errc code{};
+  std::exception_ptr failed;
+  try {
+    const txn_response answer = co_await self->writes_->apply(self->claim_of(asked_for, with_receipt));
+    self->settle(asked_for, answer, with_receipt);
+  } catch (const error& e) {
+    code = static_cast<errc>(e.code().value());
+    failed = std::current_exception();
+  } catch (const std::exception&) {  // an answer of another shape
+    code = errc::unexpected_response;
+    failed = std::make_exception_ptr(error(code, "KV.Txn"));
+  }
+  if (failed) self->claim_failed(asked_for, with_receipt, code, failed);
+}
+
+CONCLAVE_DECL asio::awaitable<bool> backlog::receipt_is_ready(std::shared_ptr<backlog> self) {
+  if (self->receipts_refused_ || self->runtime_->now() < self->no_receipts_before_) co_return false;
+  const lease_id lease = co_await receipt_lease::get(self->receipts_);
+  if (lease == 0) co_return false;
+  self->receipt_.hang_on(lease);
+  co_return true;
+}
+
+CONCLAVE_DECL asio::awaitable<void> backlog::find_out(std::shared_ptr<backlog> self) {
+  using kind = claim_receipt::verdict::kind;
+  const doubtful_claim doubtful = *self->in_doubt_;
+  const bool may_come_late = doubtful.code == errc::outcome_unknown;
+  const auto verdict = co_await claim_receipt::find_out(self->runtime_, self->receipt_, may_come_late);
+  if (verdict.is == kind::not_applied && doubtful.code == errc::no_space) {
+    // A full store still lets items be taken, if nothing is written for it.
+    self->no_receipts_before_ = self->runtime_->now() + receipt_lease::refusal_time;
+  }
+  taking what;
+  if (verdict.is != kind::not_applied)
+    what = co_await look_behind(self, doubtful.asked_for, verdict.is == kind::applied ? verdict.at : 0);
+  self->in_doubt_.reset();
+  if (verdict.is != kind::not_applied) self->receipt_.settled(verdict.at);
+  self->add_spare(std::move(what.got));
+  self->hand_out();
+  self->tell_unknown(what.unknown, doubtful.why);
+}
+
+CONCLAVE_DECL asio::awaitable<backlog::taking> backlog::look_behind(std::shared_ptr<backlog> self,
+                                                                    item_list asked_for, revision applied) {
+  taking out;
+  bool history = applied > 1;
+  for (std::size_t next = 0; next < asked_for.size();) {
+    auto& each = asked_for[next];
+    auto question =
+        history ? range(each.key, {.revision = applied - 1}) : range(each.key, {.keys_only = true});
+    try {
+      const range_response found = co_await engine::call(self->runtime_, std::move(question));
+      const bool there = !found.kvs.empty() && found.kvs.front().mod_revision == each.mod_revision;
+      if (history && there)
+        out.got.push_back({each.key, found.kvs.front().value});
+      else if (!history && !there)
+        ++out.unknown;
+      ++next;
+    } catch (const error& e) {
+      if (rpc::worth_retrying(static_cast<errc>(e.code().value()))) throw;
+      if (history)
+        history = false;
+      else
+        ++next, ++out.unknown;
+    }
+  }
+  co_return out;
+}
+
+CONCLAVE_DECL asio::awaitable<void> backlog::put_back_all(std::shared_ptr<engine::runtime> on,
+                                                          backlog_grammar::order sorted,
+                                                          std::vector<claimed> items) {
+  for (auto& each : items) {
+    engine::backoff pause{std::chrono::milliseconds{50}, std::chrono::seconds{1}, on->seed()};
+    const auto give_up = on->now() + std::chrono::seconds{30};
+    bool refused = false;
+    while (on->now() < give_up) {
+      try {
+        const txn_response answer = co_await engine::call(on, put_request_for(each, sorted));
+        if (answer.succeeded || refused) break;
+        // A producer has given the number anew, to a later item. The place behind that is free.
+        each.key += '0';
+        continue;
+      } catch (const error& e) {
+        // After a lost answer the item may be there, or taken already: putting it twice would deliver it
+        // twice.
+        if (e.code() == errc::outcome_unknown) break;
+        // A full store may refuse what it has just written: a key that is there now is ours.
+        refused = refused || e.code() == errc::no_space;
+      }
+      co_await engine::sleep_for(on, pause.next());
+    }
+  }
+}
+
+}  // namespace conclave::detail::pattern
+#endif
 
 // ---- conclave/basic_queue.hpp ----
 
@@ -10146,38 +10523,26 @@ public:
   /// survives server restarts, reconnects and compactions. Idle: one event and one round trip from enqueue to
   /// delivery; one proposal for up to 64 local consumers together. Cancellation throws `cancelled` promptly
   /// and loses no item.
-  asio::awaitable<std::string> dequeue() const { return one(state_, grammar_); }
+  asio::awaitable<std::string> dequeue() const;
 
   /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
   /// round trip, two to four for a client's first, and more while other consumers are faster; one proposal
   /// if an item was there. Does not wait for a server: `unavailable` or `timed_out`.
-  asio::awaitable<std::optional<std::string>> try_dequeue() const {
-    auto how = [](backlog& at, const waiter& who) { at.try_take(who, 1); };
-    return maybe_one(state_, grammar_, how);
-  }
+  asio::awaitable<std::optional<std::string>> try_dequeue() const;
 
   /// Waits as `dequeue` does, at most for `time`; then gives nothing.
-  asio::awaitable<std::optional<std::string>> dequeue_for(std::chrono::milliseconds time) const {
-    constexpr std::chrono::milliseconds longest{std::chrono::hours{24 * 365}};
-    auto how = [deadline = state_->runtime()->now() + std::min(time, longest)](
-                   backlog& at, const waiter& who) { at.take_until(who, 1, deadline); };
-    return maybe_one(state_, grammar_, how);
-  }
+  asio::awaitable<std::optional<std::string>> dequeue_for(std::chrono::milliseconds time) const;
 
   /// Waits until there is an item and takes the first ones, `most` at most (and at most 64), in their order,
   /// in one transaction. \throws error (`invalid_argument`) if `most` is zero.
-  asio::awaitable<std::vector<std::string>> dequeue_up_to(std::size_t most) const {
-    if (most == 0) throw error(errc::invalid_argument, "dequeue_up_to: the number is zero");
-    auto how = [most](backlog& at, const waiter& who) { at.take(who, most); };
-    return some(state_, grammar_, how);
-  }
+  asio::awaitable<std::vector<std::string>> dequeue_up_to(std::size_t most) const;
 
   /// How many items wait, at one revision. A round trip for every 5000.
-  asio::awaitable<std::size_t> size() const { return count(state_->runtime(), grammar_); }
+  asio::awaitable<std::size_t> size() const;
 
   /// The first item, which stays where it is. Linearizable. One round trip; a second one for the first of
   /// several that were put in one transaction.
-  asio::awaitable<std::optional<std::string>> peek() const { return look(state_->runtime(), grammar_); }
+  asio::awaitable<std::optional<std::string>> peek() const;
 
 protected:
   using grammar = detail::pattern::backlog_grammar;
@@ -10211,26 +10576,35 @@ private:
     return (keys.sorted() == grammar::order::by_commit ? "queue " : "priority queue ") + keys.prefix();
   }
 
+  /// What a wait consists of. In one place, whatever frames and closures it passes through: thousands may wait.
   template <class How>
-  static asio::awaitable<std::vector<std::string>> some(std::shared_ptr<client_state> state, grammar keys,
-                                                        How how) {
-    auto start = [state, keys, how](const waiter& who) {
-      const auto at =
-          state->shared<backlog>(shared_name(keys), [&] { return std::make_shared<backlog>(*state, keys); });
-      how(*at, who);
-    };
-    const auto on = state->runtime();
+  struct request {
+    std::shared_ptr<client_state> state;
+    grammar keys;
+    How how;
+
+    [[nodiscard]] std::shared_ptr<backlog> at() const {
+      return state->shared<backlog>(shared_name(keys),
+                                    [&] { return std::make_shared<backlog>(*state, keys); });
+    }
+  };
+
+  template <class How>
+  [[nodiscard]] std::shared_ptr<request<How>> request_of(How how) const {
+    return std::make_shared<request<How>>(request<How>{state_, grammar_, std::move(how)});
+  }
+
+  template <class How>
+  static asio::awaitable<std::vector<std::string>> some(std::shared_ptr<request<How>> what) {
     using items = std::vector<backlog::claimed>;
+    auto start = [what](const waiter& who) { what->how(*what->at(), who); };
     const auto cancellation = co_await asio::this_coro::cancellation_state;
     const auto before = cancellation.cancelled();
-    items taken = co_await detail::engine::wait<items>(on, std::move(start));
+    items taken = co_await detail::engine::wait<items>(what->state->runtime(), std::move(start));
     if (cancellation.cancelled() != before && !taken.empty()) {
       // An item and the cancellation at the same moment: whoever cancelled does not look at a result.
-      auto back = [state, keys = std::move(keys), taken = std::move(taken)]() mutable {
-        state->shared<backlog>(shared_name(keys), [&] { return std::make_shared<backlog>(*state, keys); })
-            ->give_back(std::move(taken));
-      };
-      on->run(std::move(back));
+      what->state->runtime()->run(
+          [what, taken = std::move(taken)]() mutable { what->at()->give_back(std::move(taken)); });
       throw error(errc::cancelled);
     }
     std::vector<std::string> values;
@@ -10239,64 +10613,23 @@ private:
   }
 
   template <class How>
-  static asio::awaitable<std::optional<std::string>> maybe_one(std::shared_ptr<client_state> state,
-                                                               grammar keys, How how) {
-    std::vector<std::string> values = co_await some(std::move(state), std::move(keys), how);
+  static asio::awaitable<std::optional<std::string>> maybe_one(std::shared_ptr<request<How>> what) {
+    std::vector<std::string> values = co_await some(std::move(what));
     std::optional<std::string> out;
     if (!values.empty()) out = std::move(values.front());
     co_return out;
   }
 
-  static asio::awaitable<std::string> one(std::shared_ptr<client_state> state, grammar keys) {
-    auto how = [](backlog& at, const waiter& who) { at.take(who, 1); };
-    std::vector<std::string> values = co_await some(std::move(state), std::move(keys), how);
+  template <class How>
+  static asio::awaitable<std::string> first_of(std::shared_ptr<request<How>> what) {
+    std::vector<std::string> values = co_await some(std::move(what));
     co_return std::move(values.front());
   }
 
-  static asio::awaitable<std::size_t> count(std::shared_ptr<detail::engine::runtime> on, grammar keys) {
-    const range_response found = co_await detail::pattern::read_keys(std::move(on), keys.prefix());
-    co_return static_cast<std::size_t>(std::count_if(
-        found.kvs.begin(), found.kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); }));
-  }
+  static asio::awaitable<std::size_t> count(std::shared_ptr<detail::engine::runtime> on, grammar keys);
 
   static asio::awaitable<std::optional<std::string>> look(std::shared_ptr<detail::engine::runtime> on,
-                                                          grammar keys) {
-    const bool by_commit = keys.sorted() == grammar::order::by_commit;
-    // Keys that are no items may stand before the first one.
-    for (std::int64_t limit = by_commit ? 2 : 1;; limit *= 16) {
-      range_response found = co_await detail::engine::call(
-          on, range_prefix(keys.prefix(), {.limit = limit,
-                                           .order = sort_order::ascend,
-                                           .target = by_commit ? sort_target::mod : sort_target::key}));
-      auto& kvs = found.kvs;
-      auto first =
-          std::find_if(kvs.begin(), kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); });
-      if (first == kvs.end()) {
-        if (!found.more) co_return std::nullopt;
-        if (kvs.size() < static_cast<std::size_t>(limit))
-          throw error(errc::unexpected_response, "KV.Range: more keys, and fewer than were asked for");
-        continue;
-      }
-      if (by_commit) {
-        // Items of one transaction share a revision; their keys are in order, but the server's answer is not,
-        // and may end among them.
-        const auto at = first->mod_revision;
-        if (found.more && kvs.back().mod_revision == at) {
-          found = co_await detail::engine::call(
-              on, range_prefix(keys.prefix(), {.min_mod_revision = at, .max_mod_revision = at}));
-          std::erase_if(kvs, [&](const key_value& each) { return !keys.is_item(each.key); });
-          if (kvs.empty()) {  // all taken meanwhile
-            limit = 1;
-            continue;
-          }
-          first = kvs.begin();
-        }
-        for (auto each = first; each != kvs.end() && each->mod_revision == at; ++each)
-          if (each->key < first->key && keys.is_item(each->key)) first = each;
-      }
-      co_return std::move(first->value);
-    }
-  }
+                                                          grammar keys);
 
   std::shared_ptr<client_state> state_;
   std::string name_;
@@ -10304,6 +10637,92 @@ private:
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI {
+
+CONCLAVE_DECL asio::awaitable<std::string> basic_queue::dequeue() const {
+  auto how = [](backlog& at, const waiter& who) { at.take(who, 1); };
+  return first_of(request_of(std::move(how)));
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<std::string>> basic_queue::try_dequeue() const {
+  auto how = [](backlog& at, const waiter& who) { at.try_take(who, 1); };
+  return maybe_one(request_of(std::move(how)));
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<std::string>> basic_queue::dequeue_for(
+    std::chrono::milliseconds time) const {
+  constexpr std::chrono::milliseconds longest{std::chrono::hours{24 * 365}};
+  auto how = [deadline = state_->runtime()->now() + std::min(time, longest)](backlog& at, const waiter& who) {
+    at.take_until(who, 1, deadline);
+  };
+  return maybe_one(request_of(std::move(how)));
+}
+
+CONCLAVE_DECL asio::awaitable<std::vector<std::string>> basic_queue::dequeue_up_to(std::size_t most) const {
+  if (most == 0) throw error(errc::invalid_argument, "dequeue_up_to: the number is zero");
+  auto how = [most](backlog& at, const waiter& who) { at.take(who, most); };
+  return some(request_of(std::move(how)));
+}
+
+CONCLAVE_DECL asio::awaitable<std::size_t> basic_queue::size() const {
+  return count(state_->runtime(), grammar_);
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<std::string>> basic_queue::peek() const {
+  return look(state_->runtime(), grammar_);
+}
+
+CONCLAVE_DECL asio::awaitable<std::size_t> basic_queue::count(std::shared_ptr<detail::engine::runtime> on,
+                                                              grammar keys) {
+  const range_response found = co_await detail::pattern::read_keys(std::move(on), keys.prefix());
+  co_return static_cast<std::size_t>(std::count_if(
+      found.kvs.begin(), found.kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); }));
+}
+
+CONCLAVE_DECL asio::awaitable<std::optional<std::string>> basic_queue::look(
+    std::shared_ptr<detail::engine::runtime> on, grammar keys) {
+  const bool by_commit = keys.sorted() == grammar::order::by_commit;
+  // Keys that are no items may stand before the first one.
+  for (std::int64_t limit = by_commit ? 2 : 1;; limit *= 16) {
+    range_response found = co_await detail::engine::call(
+        on, range_prefix(keys.prefix(), {.limit = limit,
+                                         .order = sort_order::ascend,
+                                         .target = by_commit ? sort_target::mod : sort_target::key}));
+    auto& kvs = found.kvs;
+    auto first =
+        std::find_if(kvs.begin(), kvs.end(), [&](const key_value& each) { return keys.is_item(each.key); });
+    if (first == kvs.end()) {
+      if (!found.more) co_return std::nullopt;
+      if (kvs.size() < static_cast<std::size_t>(limit))
+        throw error(errc::unexpected_response, "KV.Range: more keys, and fewer than were asked for");
+      continue;
+    }
+    if (by_commit) {
+      // Items of one transaction share a revision; their keys are in order, but the server's answer is not,
+      // and may end among them.
+      const auto at = first->mod_revision;
+      if (found.more && kvs.back().mod_revision == at) {
+        found = co_await detail::engine::call(
+            on, range_prefix(keys.prefix(), {.min_mod_revision = at, .max_mod_revision = at}));
+        std::erase_if(kvs, [&](const key_value& each) { return !keys.is_item(each.key); });
+        if (kvs.empty()) {  // all taken meanwhile
+          limit = 1;
+          continue;
+        }
+        first = kvs.begin();
+      }
+      for (auto each = first; each != kvs.end() && each->mod_revision == at; ++each)
+        if (each->key < first->key && keys.is_item(each->key)) first = each;
+    }
+    co_return std::move(first->value);
+  }
+}
+
+}  // namespace conclave
+#endif
 
 // ---- conclave/detail/pattern/priority_lane.hpp ----
 
@@ -10354,39 +10773,7 @@ private:
   /// How many writes of others are looked through for one of ours.
   static constexpr int most_looked_through = 256;
 
-  static asio::awaitable<void> write_all(std::shared_ptr<priority_lane> self) {
-    engine::backoff pause{std::chrono::milliseconds{2}, std::chrono::milliseconds{100},
-                          self->runtime_->seed()};
-    while (!self->pending_.empty()) {
-      bool conflict = false;
-      errc code{};
-      std::exception_ptr failed;
-      try {
-        if (!self->known_)
-          co_await look(self);
-        else
-          conflict = !co_await write_some(self);
-        if (!conflict) pause.reset();
-      } catch (const error& e) {
-        code = static_cast<errc>(e.code().value());
-        failed = std::current_exception();
-      } catch (const std::exception&) {  // an answer of another shape
-        code = errc::unexpected_response;
-        failed = std::make_exception_ptr(error(code, "KV.Txn"));
-      }
-      if (failed) {
-        const bool open = !self->sending_.empty() && leaves_open(code);
-        fate what = open ? fate::unknown : fate::not_written;
-        if (open) what = co_await find_out(self, code == errc::outcome_unknown);
-        self->conclude(what, code, failed);
-      }
-      // Another process was faster, more than once in a row: give it room.
-      if (conflict && ++self->conflicts_ > 1) co_await engine::sleep_for(self->runtime_, pause.next());
-      if (!conflict) self->conflicts_ = 0;
-    }
-    self->writing_ = false;
-    if (const auto list = self->lingering_.lock()) list->idle(self);
-  }
+  static asio::awaitable<void> write_all(std::shared_ptr<priority_lane> self);
 
   [[nodiscard]] range_request last_item() const {
     // From the first digit to the last: other keys below the prefix are no items.
@@ -10395,12 +10782,7 @@ private:
         {.limit = 1, .order = sort_order::descend, .target = sort_target::key, .keys_only = true});
   }
 
-  static asio::awaitable<void> look(std::shared_ptr<priority_lane> self) {
-    txn request;
-    request.then(range(self->base_, {.keys_only = true}), self->last_item());
-    const txn_response answer = co_await engine::call(self->runtime_, std::move(request));
-    self->learn(answer);
-  }
+  static asio::awaitable<void> look(std::shared_ptr<priority_lane> self);
 
   void learn(const txn_response& answer) {
     const auto& base = answer.at(0).range().kvs;
@@ -10428,35 +10810,7 @@ private:
   }
 
   /// False when another process was faster.
-  static asio::awaitable<bool> write_some(std::shared_ptr<priority_lane> self) {
-    txn request;
-    request.when(mod_revision(self->base_) == self->base_revision_).then(put(self->base_, self->next_mark()));
-    std::size_t bytes = 0;
-    auto number = self->next_number_;
-    self->sending_.clear();
-    while (!self->pending_.empty() && self->sending_.size() < most_items) {
-      const auto size = self->pending_.front().value.size();
-      if (!self->sending_.empty() && bytes + size > most_bytes) break;
-      bytes += size;
-      auto each = self->pending_.pop_front();
-      auto key = self->key_of(number++);
-      request.when(create_revision(key) == 0).then(put(std::move(key), each.value));
-      self->sending_.push_back(std::move(each));
-    }
-    for (const auto& each : self->sending_) each.who->on_cancel(nullptr);
-    request.otherwise(range(self->base_, {.keys_only = true}), self->last_item());
-    const txn_response answer = co_await self->writes_->apply(std::move(request));
-    if (!answer.succeeded) {
-      self->learn(answer);
-      self->send_again();
-      co_return false;
-    }
-    if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: written at no revision");
-    self->base_revision_ = answer.header.revision;
-    self->next_number_ = number;
-    self->written(answer.header.revision);
-    co_return true;
-  }
+  static asio::awaitable<bool> write_some(std::shared_ptr<priority_lane> self);
 
   void written(revision at) {
     for (const auto& each : std::exchange(sending_, {})) each.who->complete(at);
@@ -10484,49 +10838,9 @@ private:
   }
 
   /// What became of the last write. Keeps one that `may_come_late` from coming.
-  static asio::awaitable<fate> find_out(std::shared_ptr<priority_lane> self, bool may_come_late) {
-    const std::string ours = self->last_mark();
-    for (int i = 0; i < most_attempts; ++i) {
-      bool again = false;
-      try {
-        co_return co_await ask(self, ours, may_come_late);
-      } catch (const error& e) {
-        again = rpc::worth_retrying(static_cast<errc>(e.code().value()));
-      } catch (const std::exception&) {  // an answer of another shape
-      }
-      if (!again) break;
-    }
-    co_return fate::unknown;
-  }
+  static asio::awaitable<fate> find_out(std::shared_ptr<priority_lane> self, bool may_come_late);
 
-  static asio::awaitable<fate> ask(std::shared_ptr<priority_lane> self, std::string ours,
-                                   bool may_come_late) {
-    std::vector<key_value> found;
-    if (may_come_late) {
-      txn request;
-      request.when(mod_revision(self->base_) == self->base_revision_)
-          .then(put(self->base_, self->next_mark()))
-          .otherwise(range(self->base_));
-      txn_response answer = co_await engine::call(self->runtime_, std::move(request));
-      if (answer.succeeded) co_return fate::not_written;
-      found = std::move(answer.at(0).range().kvs);
-    } else {
-      range_response answer = co_await engine::call(self->runtime_, range(self->base_));
-      found = std::move(answer.kvs);
-    }
-    // From the last write of the key, whosever, back to the one that was known.
-    for (int i = 0; i < most_looked_through; ++i) {
-      const auto at = found.empty() ? 0 : found.front().mod_revision;
-      if (at <= self->base_revision_) co_return fate::not_written;
-      if (found.front().value == ours) {
-        self->written_at_ = at;
-        co_return fate::written;
-      }
-      range_response before = co_await engine::call(self->runtime_, range(self->base_, {.revision = at - 1}));
-      found = std::move(before.kvs);
-    }
-    co_return fate::unknown;
-  }
+  static asio::awaitable<fate> ask(std::shared_ptr<priority_lane> self, std::string ours, bool may_come_late);
 
   void conclude(fate what, errc code, const std::exception_ptr& why) {
     known_ = false;
@@ -10581,6 +10895,128 @@ private:
 
 }  // namespace conclave::detail::pattern
 
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail::pattern {
+
+CONCLAVE_DECL asio::awaitable<void> priority_lane::write_all(std::shared_ptr<priority_lane> self) {
+  engine::backoff pause{std::chrono::milliseconds{2}, std::chrono::milliseconds{100}, self->runtime_->seed()};
+  while (!self->pending_.empty()) {
+    bool conflict = false;
+    errc code{};
+    std::exception_ptr failed;
+    try {
+      if (!self->known_)
+        co_await look(self);
+      else
+        conflict = !co_await write_some(self);
+      if (!conflict) pause.reset();
+    } catch (const error& e) {
+      code = static_cast<errc>(e.code().value());
+      failed = std::current_exception();
+    } catch (const std::exception&) {  // an answer of another shape
+      code = errc::unexpected_response;
+      failed = std::make_exception_ptr(error(code, "KV.Txn"));
+    }
+    if (failed) {
+      const bool open = !self->sending_.empty() && leaves_open(code);
+      fate what = open ? fate::unknown : fate::not_written;
+      if (open) what = co_await find_out(self, code == errc::outcome_unknown);
+      self->conclude(what, code, failed);
+    }
+    // Another process was faster, more than once in a row: give it room.
+    if (conflict && ++self->conflicts_ > 1) co_await engine::sleep_for(self->runtime_, pause.next());
+    if (!conflict) self->conflicts_ = 0;
+  }
+  self->writing_ = false;
+  if (const auto list = self->lingering_.lock()) list->idle(self);
+}
+
+CONCLAVE_DECL asio::awaitable<void> priority_lane::look(std::shared_ptr<priority_lane> self) {
+  txn request;
+  request.then(range(self->base_, {.keys_only = true}), self->last_item());
+  const txn_response answer = co_await engine::call(self->runtime_, std::move(request));
+  self->learn(answer);
+}
+
+CONCLAVE_DECL asio::awaitable<bool> priority_lane::write_some(std::shared_ptr<priority_lane> self) {
+  txn request;
+  request.when(mod_revision(self->base_) == self->base_revision_).then(put(self->base_, self->next_mark()));
+  std::size_t bytes = 0;
+  auto number = self->next_number_;
+  self->sending_.clear();
+  while (!self->pending_.empty() && self->sending_.size() < most_items) {
+    const auto size = self->pending_.front().value.size();
+    if (!self->sending_.empty() && bytes + size > most_bytes) break;
+    bytes += size;
+    auto each = self->pending_.pop_front();
+    auto key = self->key_of(number++);
+    request.when(create_revision(key) == 0).then(put(std::move(key), each.value));
+    self->sending_.push_back(std::move(each));
+  }
+  for (const auto& each : self->sending_) each.who->on_cancel(nullptr);
+  request.otherwise(range(self->base_, {.keys_only = true}), self->last_item());
+  const txn_response answer = co_await self->writes_->apply(std::move(request));
+  if (!answer.succeeded) {
+    self->learn(answer);
+    self->send_again();
+    co_return false;
+  }
+  if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: written at no revision");
+  self->base_revision_ = answer.header.revision;
+  self->next_number_ = number;
+  self->written(answer.header.revision);
+  co_return true;
+}
+
+CONCLAVE_DECL asio::awaitable<priority_lane::fate> priority_lane::find_out(
+    std::shared_ptr<priority_lane> self, bool may_come_late) {
+  const std::string ours = self->last_mark();
+  for (int i = 0; i < most_attempts; ++i) {
+    bool again = false;
+    try {
+      co_return co_await ask(self, ours, may_come_late);
+    } catch (const error& e) {
+      again = rpc::worth_retrying(static_cast<errc>(e.code().value()));
+    } catch (const std::exception&) {  // an answer of another shape
+    }
+    if (!again) break;
+  }
+  co_return fate::unknown;
+}
+
+CONCLAVE_DECL asio::awaitable<priority_lane::fate> priority_lane::ask(std::shared_ptr<priority_lane> self,
+                                                                      std::string ours, bool may_come_late) {
+  std::vector<key_value> found;
+  if (may_come_late) {
+    txn request;
+    request.when(mod_revision(self->base_) == self->base_revision_)
+        .then(put(self->base_, self->next_mark()))
+        .otherwise(range(self->base_));
+    txn_response answer = co_await engine::call(self->runtime_, std::move(request));
+    if (answer.succeeded) co_return fate::not_written;
+    found = std::move(answer.at(0).range().kvs);
+  } else {
+    range_response answer = co_await engine::call(self->runtime_, range(self->base_));
+    found = std::move(answer.kvs);
+  }
+  // From the last write of the key, whosever, back to the one that was known.
+  for (int i = 0; i < most_looked_through; ++i) {
+    const auto at = found.empty() ? 0 : found.front().mod_revision;
+    if (at <= self->base_revision_) co_return fate::not_written;
+    if (found.front().value == ours) {
+      self->written_at_ = at;
+      co_return fate::written;
+    }
+    range_response before = co_await engine::call(self->runtime_, range(self->base_, {.revision = at - 1}));
+    found = std::move(before.kvs);
+  }
+  co_return fate::unknown;
+}
+
+}  // namespace conclave::detail::pattern
+#endif
+
 // ---- conclave/priority_queue.hpp ----
 
 namespace conclave::inline CONCLAVE_ABI {
@@ -10607,28 +11043,42 @@ public:
   /// `no_space`; `outcome_unknown` when the answer got lost and no server said afterwards what became of the item
   /// (one that is certain not to be there is sent again, three times in all). Cancellation: the item may have been
   /// written.
-  asio::awaitable<revision> enqueue(std::string value, std::uint16_t priority) const {
-    return add(state(), keys(), name(), std::move(value), priority);
-  }
+  asio::awaitable<revision> enqueue(std::string value, std::uint16_t priority) const;
 
 private:
   static asio::awaitable<revision> add(std::shared_ptr<client_state> state, grammar keys, std::string name,
-                                       std::string value, std::uint16_t priority) {
-    using lane = detail::pattern::priority_lane;
-    auto start = [state, name = std::move(name), value = std::move(value),
-                  priority](const lane::waiter& who) mutable {
-      const auto at = state->shared<lane>("lane " + std::to_string(priority) + " " + name,
-                                          [&] { return std::make_shared<lane>(*state, name, priority); });
-      at->add(who, std::move(value));
-    };
-    const auto on = state->runtime();
-    const revision written = co_await detail::engine::wait<revision>(on, std::move(start));
-    note_write(state, keys, written);
-    co_return written;
-  }
+                                       std::string value, std::uint16_t priority);
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI {
+
+CONCLAVE_DECL asio::awaitable<revision> priority_queue::enqueue(std::string value,
+                                                                std::uint16_t priority) const {
+  return add(state(), keys(), name(), std::move(value), priority);
+}
+
+CONCLAVE_DECL asio::awaitable<revision> priority_queue::add(std::shared_ptr<client_state> state, grammar keys,
+                                                            std::string name, std::string value,
+                                                            std::uint16_t priority) {
+  using lane = detail::pattern::priority_lane;
+  auto start = [state, name = std::move(name), value = std::move(value),
+                priority](const lane::waiter& who) mutable {
+    const auto at = state->shared<lane>("lane " + std::to_string(priority) + " " + name,
+                                        [&] { return std::make_shared<lane>(*state, name, priority); });
+    at->add(who, std::move(value));
+  };
+  const auto on = state->runtime();
+  const revision written = co_await detail::engine::wait<revision>(on, std::move(start));
+  note_write(state, keys, written);
+  co_return written;
+}
+
+}  // namespace conclave
+#endif
 
 // ---- conclave/queue.hpp ----
 
@@ -10652,90 +11102,106 @@ public:
   /// Errors: `request_too_large` (1.5 MiB unless the server is configured otherwise), `no_space` (the store
   /// is full), `outcome_unknown` when the answer got lost and the item is not there to be seen: it was not
   /// written, or written and taken. Cancellation: the item may have been written.
-  asio::awaitable<revision> enqueue(std::string value) const {
-    std::vector<std::string> values;
-    values.push_back(std::move(value));
-    return put_all(state(), keys(), std::move(values));
-  }
+  asio::awaitable<revision> enqueue(std::string value) const;
 
   /// Puts items at the end, in their order. One round trip and one proposal for every 100 items or 1 MiB, and
   /// each such group is written whole or not at all; the error's text says how many had been written before.
   /// Completes with the revision of the last group, zero if there is none. Errors and cancellation as for
   /// `enqueue`.
-  asio::awaitable<revision> enqueue_all(std::vector<std::string> values) const {
-    return put_all(state(), keys(), std::move(values));
-  }
+  asio::awaitable<revision> enqueue_all(std::vector<std::string> values) const;
 
 private:
   static constexpr std::size_t most_items = 100;
   static constexpr std::size_t most_bytes = std::size_t{1024} * 1024;
 
   static asio::awaitable<revision> put_all(std::shared_ptr<client_state> state, grammar keys,
-                                           std::vector<std::string> values) {
-    const auto on = state->runtime();
-    revision last = 0;
-    int taken = 0;
-    // The order within a revision is that of the names, and they grow.
-    const detail::engine::write_lane lane{keys.prefix(), true};
-    for (std::size_t begin = 0; begin < values.size();) {
-      std::size_t bytes = values[begin].size();
-      std::size_t end = begin + 1;
-      while (end < values.size() && end - begin < most_items && bytes + values[end].size() <= most_bytes)
-        bytes += values[end++].size();
-      std::vector<std::string> names;
-      txn request;
-      for (auto each = begin; each < end; ++each) {
-        names.push_back(keys.prefix() + std::to_string(state->unique_time()));
-        request.when(create_revision(names.back()) == 0).then(put(names.back(), values[each]));
-      }
-      std::exception_ptr failed;
-      bool unknown = false;
-      try {
-        const txn_response answer = co_await state->writes()->apply(std::move(request), lane);
-        if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: at no revision");
-        if (!answer.succeeded) {  // another producer had the same nanosecond: take new names
-          if (++taken < 10) continue;
-          throw error(errc::unexpected_response, "KV.Txn: every new name is taken");
-        }
-        last = answer.header.revision;
-      } catch (const error& e) {
-        // etcd also looks at its space after it has written, and then refuses what it has done.
-        unknown = taken < 10 && (e.code() == errc::outcome_unknown || e.code() == errc::no_space ||
-                                 e.code() == condition::protocol);
-        failed = std::current_exception();
-        if (begin > 0)
-          failed =
-              std::make_exception_ptr(error(static_cast<errc>(e.code().value()),
-                                            "enqueue_all: " + std::to_string(begin) + " of " +
-                                                std::to_string(values.size()) + " written: " + e.what()));
-      }
-      if (unknown) {
-        const revision seen = co_await written_as(on, names.front());
-        if (seen != 0) {
-          last = seen;
-          failed = nullptr;
-        }
-      }
-      if (failed) std::rethrow_exception(failed);
-      note_write(state, keys, last);
-      begin = end;
-    }
-    co_return last;
-  }
+                                           std::vector<std::string> values);
 
   /// The revision at which a key of our own making was written; zero when it is not to be seen.
-  static asio::awaitable<revision> written_as(std::shared_ptr<detail::engine::runtime> on, std::string key) {
-    try {
-      const range_response found =
-          co_await detail::engine::call(on, range(std::move(key), {.keys_only = true}));
-      if (!found.kvs.empty()) co_return found.kvs.front().mod_revision;
-    } catch (const error&) {
-    }
-    co_return 0;
-  }
+  static asio::awaitable<revision> written_as(std::shared_ptr<detail::engine::runtime> on, std::string key);
 };
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI {
+
+CONCLAVE_DECL asio::awaitable<revision> queue::enqueue(std::string value) const {
+  std::vector<std::string> values;
+  values.push_back(std::move(value));
+  return put_all(state(), keys(), std::move(values));
+}
+
+CONCLAVE_DECL asio::awaitable<revision> queue::enqueue_all(std::vector<std::string> values) const {
+  return put_all(state(), keys(), std::move(values));
+}
+
+CONCLAVE_DECL asio::awaitable<revision> queue::put_all(std::shared_ptr<client_state> state, grammar keys,
+                                                       std::vector<std::string> values) {
+  const auto on = state->runtime();
+  revision last = 0;
+  int taken = 0;
+  // The order within a revision is that of the names, and they grow.
+  const detail::engine::write_lane lane{keys.prefix(), true};
+  for (std::size_t begin = 0; begin < values.size();) {
+    std::size_t bytes = values[begin].size();
+    std::size_t end = begin + 1;
+    while (end < values.size() && end - begin < most_items && bytes + values[end].size() <= most_bytes)
+      bytes += values[end++].size();
+    std::vector<std::string> names;
+    txn request;
+    for (auto each = begin; each < end; ++each) {
+      names.push_back(keys.prefix() + std::to_string(state->unique_time()));
+      request.when(create_revision(names.back()) == 0).then(put(names.back(), values[each]));
+    }
+    std::exception_ptr failed;
+    bool unknown = false;
+    try {
+      const txn_response answer = co_await state->writes()->apply(std::move(request), lane);
+      if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: at no revision");
+      if (!answer.succeeded) {  // another producer had the same nanosecond: take new names
+        if (++taken < 10) continue;
+        throw error(errc::unexpected_response, "KV.Txn: every new name is taken");
+      }
+      last = answer.header.revision;
+    } catch (const error& e) {
+      // etcd also looks at its space after it has written, and then refuses what it has done.
+      unknown = taken < 10 && (e.code() == errc::outcome_unknown || e.code() == errc::no_space ||
+                               e.code() == condition::protocol);
+      failed = std::current_exception();
+      if (begin > 0)
+        failed = std::make_exception_ptr(error(static_cast<errc>(e.code().value()),
+                                               "enqueue_all: " + std::to_string(begin) + " of " +
+                                                   std::to_string(values.size()) + " written: " + e.what()));
+    }
+    if (unknown) {
+      const revision seen = co_await written_as(on, names.front());
+      if (seen != 0) {
+        last = seen;
+        failed = nullptr;
+      }
+    }
+    if (failed) std::rethrow_exception(failed);
+    note_write(state, keys, last);
+    begin = end;
+  }
+  co_return last;
+}
+
+CONCLAVE_DECL asio::awaitable<revision> queue::written_as(std::shared_ptr<detail::engine::runtime> on,
+                                                          std::string key) {
+  try {
+    const range_response found =
+        co_await detail::engine::call(on, range(std::move(key), {.keys_only = true}));
+    if (!found.kvs.empty()) co_return found.kvs.front().mod_revision;
+  } catch (const error&) {
+  }
+  co_return 0;
+}
+
+}  // namespace conclave
+#endif
 
 // ---- conclave/with_lock.hpp ----
 
@@ -10745,11 +11211,7 @@ namespace detail {
 
 // Ends when the lock is lost, and fails when it is released: a failure does not end the race, so that a body
 // which releases the lock itself goes on.
-inline asio::awaitable<void> note_loss(const unique_lock& lock, std::error_code& why) {
-  const std::error_code ended = co_await lock.lost();
-  if (!ended) throw error(errc::cancelled);
-  why = ended;
-}
+CONCLAVE_DECL asio::awaitable<void> note_loss(const unique_lock& lock, std::error_code& why);
 
 // A body that throws must end the race as one that returns does, so it leaves its exception here.
 template <class Body>
@@ -10776,30 +11238,8 @@ template <class Body>
 using body_result = typename std::invoke_result_t<Body&, unique_lock&>::value_type;
 
 /// Runs `run` until it ends or the lock is lost, and then releases the lock.
-inline asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& lock,
-                                        std::exception_ptr& failed) {
-  using namespace asio::experimental::awaitable_operators;
-  std::error_code lost;
-  (void)co_await (std::move(run) || note_loss(lock, lost));
-  if (lost) throw error(static_cast<errc>(lost.value()), "with_lock: the body was cancelled");
-  // Cancelled: the guard's destructor releases behind the caller.
-  const auto state = co_await asio::this_coro::cancellation_state;
-  if (state.cancelled() != asio::cancellation_type::none) {
-    if (failed) std::rethrow_exception(failed);
-    throw error(errc::cancelled);
-  }
-  const bool released = lock.token() == 0;  // by the body
-  if (failed) {
-    std::exception_ptr unlock_failed;
-    try {
-      if (!released) co_await lock.unlock();
-    } catch (...) {
-      unlock_failed = std::current_exception();  // the body's own exception says more
-    }
-    std::rethrow_exception(failed);
-  }
-  if (!released) co_await lock.unlock();
-}
+CONCLAVE_DECL asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& lock,
+                                               std::exception_ptr& failed);
 
 }  // namespace detail
 
@@ -10834,6 +11274,44 @@ asio::awaitable<detail::body_result<Body>> with_lock(mutex& on, Body&& body) {
 }
 
 }  // namespace conclave
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+
+namespace conclave::inline CONCLAVE_ABI::detail {
+
+CONCLAVE_DECL asio::awaitable<void> note_loss(const unique_lock& lock, std::error_code& why) {
+  const std::error_code ended = co_await lock.lost();
+  if (!ended) throw error(errc::cancelled);
+  why = ended;
+}
+
+CONCLAVE_DECL asio::awaitable<void> guard_body(asio::awaitable<void> run, unique_lock& lock,
+                                               std::exception_ptr& failed) {
+  using namespace asio::experimental::awaitable_operators;
+  std::error_code lost;
+  (void)co_await (std::move(run) || note_loss(lock, lost));
+  if (lost) throw error(static_cast<errc>(lost.value()), "with_lock: the body was cancelled");
+  // Cancelled: the guard's destructor releases behind the caller.
+  const auto state = co_await asio::this_coro::cancellation_state;
+  if (state.cancelled() != asio::cancellation_type::none) {
+    if (failed) std::rethrow_exception(failed);
+    throw error(errc::cancelled);
+  }
+  const bool released = lock.token() == 0;  // by the body
+  if (failed) {
+    std::exception_ptr unlock_failed;
+    try {
+      if (!released) co_await lock.unlock();
+    } catch (...) {
+      unlock_failed = std::current_exception();  // the body's own exception says more
+    }
+    std::rethrow_exception(failed);
+  }
+  if (!released) co_await lock.unlock();
+}
+
+}  // namespace conclave::detail
+#endif
 
 // ---- conclave/conclave.hpp ----
 

@@ -28,7 +28,7 @@ LAYERS = [
     # `session.hpp` is what all other recipes are made under.
     ("session", r"session\.hpp|detail/session/.*"),
     ("recipes", r"[a-z_]+\.hpp|detail/recipe/.*"),
-    ("umbrella", r"conclave\.hpp"),
+    ("umbrella", r"(conclave|src)\.hpp"),
     ("testing", r"testing/.*"),
 ]
 RANK = {name: rank for rank, (name, _) in enumerate(LAYERS)}
@@ -39,8 +39,14 @@ COMMENT = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 THIRD_PARTY = ("google/", "grpcpp/", "grpc/", "grpc++/", "asio", "boost/", "absl/")
 
 
+def header_of(path):
+    """The header whose functions are defined at `path`; a header's own path."""
+    return re.sub(r"(^|/)impl/([^/]+)\.ipp$", r"\1\2.hpp", path)
+
+
 def layer_of(path):
-    if path == "conclave.hpp":
+    path = header_of(path)
+    if path in ("conclave.hpp", "src.hpp"):
         return "umbrella"
     for name, pattern in LAYERS:
         if re.fullmatch(pattern, path):
@@ -73,6 +79,8 @@ def check_header(path, text, known):
             if target not in known:
                 complaints.append(f"{path}: <{included}> does not exist")
                 continue
+            if target.endswith(".ipp") and header_of(target) != path:
+                complaints.append(f"{path}: includes {target}, which only {header_of(target)} may")
             above = layer_of(target)
             if above is None:
                 continue  # reported for the target itself
@@ -103,7 +111,7 @@ def reachable(start, graph):
 
 def check(include_folder):
     root = pathlib.Path(include_folder) / "conclave"
-    headers = sorted(root.rglob("*.hpp"))
+    headers = sorted([*root.rglob("*.hpp"), *root.rglob("*.ipp")])
     texts = {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8") for p in headers}
     if not texts:
         return ["no header found: this check would check nothing"], 0
@@ -111,11 +119,11 @@ def check(include_folder):
     for path, text in texts.items():
         complaints += check_header(path, text, texts)
     # Same-layer includes could hide a way around: a machine stays pure through everything that it reaches.
-    graph = {
-        path: [i.removeprefix("conclave/") for _, i in INCLUDE.findall(text) if i.startswith("conclave/")]
-        for path, text in texts.items()
-    }
-    for path in texts:
+    graph = {}
+    for path, text in texts.items():
+        own = [header_of(i.removeprefix("conclave/")) for _, i in INCLUDE.findall(text) if i.startswith("conclave/")]
+        graph.setdefault(header_of(path), []).extend(i for i in own if i != header_of(path))
+    for path in graph:
         if path in reachable(path, graph):
             complaints.append(f"{path}: includes itself in a circle")
         if layer_of(path) == "messages":
@@ -149,6 +157,14 @@ SOUND = {
 CASES = [
     ({}, None),
     ({"queue.hpp": "// see #include <grpcpp/x.h>, steady_clock::now()\n"}, None),
+    ({"queue.hpp": "#include <conclave/impl/queue.ipp>\n",
+      "impl/queue.ipp": "#include <conclave/queue.hpp>\n#include <conclave/session.hpp>\n"}, None),
+    ({"queue.hpp": "#include <conclave/impl/queue.ipp>\n",
+      "impl/queue.ipp": "#include <conclave/conclave.hpp>\n"}, "stands above"),
+    ({"mutex.hpp": "#include <conclave/impl/queue.ipp>\n",
+      "impl/queue.ipp": ""}, "which only queue.hpp may"),
+    ({"detail/pattern/line.hpp": "#include <conclave/detail/pattern/impl/line.ipp>\n",
+      "detail/pattern/impl/line.ipp": "#include <conclave/session.hpp>\n"}, "stands above"),
     ({"etcd/bad.hpp": "#include <conclave/client.hpp>\n"}, "stands above"),
     ({"etcd/bad.hpp": "#include <conclave/asio.hpp>\n"}, "does not know Asio"),
     ({"etcd/good.hpp": "#include <conclave/version.hpp>\n"}, None),

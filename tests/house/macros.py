@@ -20,7 +20,8 @@ DIRECTIVE = re.compile(r"^#(define|undef) (\w+)")
 
 def left_behind(root, compiler, flags):
     """The macros that our headers define and nobody undefines: name -> (header, line)."""
-    headers = sorted(p.relative_to(root).as_posix() for p in (root / "conclave").rglob("*.hpp"))
+    headers = sorted(p.relative_to(root).as_posix() for p in (root / "conclave").rglob("*.hpp")
+                     if p.name != "src.hpp")  # which includes them all
     source = "".join(f"#include <{header}>\n" for header in headers)
     command = [compiler, *flags, f"-I{root}", "-E", "-dD", "-x", "c++", "-"]
     run = subprocess.run(command, input=source, capture_output=True, text=True, check=False)

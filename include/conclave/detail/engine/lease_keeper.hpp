@@ -166,18 +166,7 @@ private:
     runtime_->spawn(ask(shared_from_this(), &where, action.id));
   }
 
-  static asio::awaitable<void> ask(std::shared_ptr<lease_keeper> self, shard* where, lease_id id) {
-    bool exists = true;  // without an answer the lease's own time decides
-    try {
-      lease_time_to_live_request request;
-      request.id = id;
-      const lease_time_to_live_response answer = co_await call(self->runtime_, std::move(request));
-      exists = answer.ttl >= 0;  // rounded down; -1 stands for a lease that is not there
-    } catch (const error&) {
-    }
-    if (self->closed_) co_return;
-    self->act(*where, where->machine.on_confirmed(id, exists, self->runtime_->now()));
-  }
+  static asio::awaitable<void> ask(std::shared_ptr<lease_keeper> self, shard* where, lease_id id);
 
   void receive(shard& where, const std::string& bytes) {
     lease_keep_alive_response answer;
@@ -197,3 +186,7 @@ private:
 };
 
 }  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/detail/engine/impl/lease_keeper.ipp>
+#endif

@@ -272,18 +272,12 @@ asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
 }
 
 /// Waits until `when`; throws `cancelled`.
-inline asio::awaitable<void> sleep_until(std::shared_ptr<runtime> on, time_point when) {
-  runtime* const where = on.get();
-  auto start = [where, when](std::shared_ptr<waiter<std::monostate>> waiting) {
-    const auto id = where->at(when, [waiting] { waiting->complete({}); });
-    waiting->on_cancel([where, id] { where->cancel(id); });
-  };
-  (void)co_await wait<std::monostate>(std::move(on), std::move(start));
-}
+CONCLAVE_DECL asio::awaitable<void> sleep_until(std::shared_ptr<runtime> on, time_point when);
 
-inline asio::awaitable<void> sleep_for(std::shared_ptr<runtime> on, duration time) {
-  const auto when = on->now() + time;
-  return sleep_until(std::move(on), when);
-}
+CONCLAVE_DECL asio::awaitable<void> sleep_for(std::shared_ptr<runtime> on, duration time);
 
 }  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/detail/engine/impl/runtime.ipp>
+#endif

@@ -56,53 +56,10 @@ public:
   }
 
 private:
-  static asio::awaitable<void> run(std::shared_ptr<stream_link> self, const char* path) {
-    rpc::status ended{rpc::status_code::unavailable, "not connected"};
-    try {
-      ended = co_await live(self, path);
-    } catch (const error& failed) {
-      ended.message = failed.what();
-      if (failed.code() == errc::unauthenticated) ended.code = rpc::status_code::unauthenticated;
-    } catch (...) {  // out of memory
-    }
-    if (self->duplex_) self->duplex_->cancel();  // of use after an exception alone
-    if (std::exchange(self->closed_, true)) co_return;
-    auto closed = std::move(self->to_.on_closed);
-    self->to_ = {};
-    if (closed) closed(std::move(ended));
-  }
+  static asio::awaitable<void> run(std::shared_ptr<stream_link> self, const char* path);
 
   /// From the connection to the end of the stream.
-  static asio::awaitable<rpc::status> live(std::shared_ptr<stream_link> self, const char* path) {
-    auto& on = self->runtime_;
-    auto server = co_await impl::connected_server(on, on->options().connect_timeout);
-    if (on->user() != nullptr)
-      self->token_ = co_await impl::current_token(on, on->now() + on->options().request_timeout);
-    rpc::status ended;
-    if (self->closed_) co_return ended;
-    self->server_ = std::move(server);
-    rpc::metadata headers{{"hasleader", "true"}};
-    if (!self->token_.text.empty()) headers.emplace_back("token", self->token_.text.reveal());
-    self->duplex_.emplace(self->server_->open(path, std::move(headers)));
-    const bool started = co_await self->duplex_->start();
-    if (started && !self->closed_) {
-      self->opened_ = true;
-      // What the owner sends from here on is written by a coroutine beside this one.
-      auto opened = self->to_.on_open;
-      if (opened) opened();
-      while (true) {
-        std::optional<std::string> message = co_await self->duplex_->read();
-        if (!message || self->closed_) break;
-        auto deliver = self->to_.on_message;
-        deliver(std::move(*message));
-      }
-    }
-    // One that the server has ended must not be cancelled: that would be all that is told of it.
-    if (self->closed_) self->duplex_->cancel();
-    ended = co_await self->duplex_->finish();
-    if (!self->closed_) self->judge(ended);
-    co_return ended;
-  }
+  static asio::awaitable<rpc::status> live(std::shared_ptr<stream_link> self, const char* path);
 
   /// What the end of an open stream says about its server and its token.
   void judge(rpc::status& ended) {
@@ -115,19 +72,7 @@ private:
     }
   }
 
-  static asio::awaitable<void> write_all(std::shared_ptr<stream_link> self) {
-    try {
-      while (!self->queue_.empty() && !self->closed_) {
-        std::string message = std::move(self->queue_.front());
-        self->queue_.pop_front();
-        const bool sent = co_await self->duplex_->write(std::move(message));
-        if (!sent) break;  // the reading side says why
-      }
-    } catch (...) {  // out of memory
-      self->duplex_->cancel();
-    }
-    self->writing_ = false;
-  }
+  static asio::awaitable<void> write_all(std::shared_ptr<stream_link> self);
 
   std::shared_ptr<runtime> runtime_;
   events to_;
@@ -141,3 +86,7 @@ private:
 };
 
 }  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/detail/engine/impl/stream_link.ipp>
+#endif

@@ -137,13 +137,7 @@ private:
     if (key && !closed_) runtime_->spawn(look(runtime_, *key));
   }
 
-  static asio::awaitable<void> look(std::shared_ptr<runtime> on, std::string key) {
-    on->keys().leave(key);
-    try {
-      (void)co_await call(std::move(on), range(std::move(key), {.keys_only = true}));
-    } catch (const error&) {  // a reset is told to all; of anything else the watch itself will hear
-    }
-  }
+  static asio::awaitable<void> look(std::shared_ptr<runtime> on, std::string key);
 
   /// Whether a watch was refused for what may only be an old token: a token goes with a stream once, when it is
   /// opened, and older servers do not tell one that has expired from one that may not.
@@ -199,3 +193,7 @@ private:
 };
 
 }  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/detail/engine/impl/watch_hub.ipp>
+#endif

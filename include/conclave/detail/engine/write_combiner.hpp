@@ -59,12 +59,7 @@ public:
   /// that does not answer it fails after up to twice the request timeout.
   ///
   /// Cancellation: a write that waits is not sent; one that is on its way may be applied.
-  asio::awaitable<txn_response> apply(txn write, write_lane lane = {}) {
-    auto what = member_of(std::move(write));
-    what.lane = std::move(lane.name);
-    what.may_share = lane.may_share;
-    return answer_to(shared_from_this(), std::move(what));
-  }
+  asio::awaitable<txn_response> apply(txn write, write_lane lane = {});
 
   struct applied {
     txn_response answer;
@@ -74,11 +69,7 @@ public:
 
   /// The same for a write that does its work once, however often and however late its copies arrive: it goes
   /// again when there is no answer, unless it shares its batch with one that must not.
-  asio::awaitable<applied> apply_repeatable(txn write) {
-    auto what = member_of(std::move(write));
-    what.repeatable = true;
-    return wait_for(shared_from_this(), std::move(what));
-  }
+  asio::awaitable<applied> apply_repeatable(txn write);
 
   /// Writes that have yet to be sent, and batches that are under way.
   [[nodiscard]] std::size_t waiting() const noexcept { return machine_.waiting(); }
@@ -113,18 +104,10 @@ private:
   }
 
   static asio::awaitable<applied> wait_for(std::shared_ptr<write_combiner> self,
-                                           write_combiner_machine::member what) {
-    auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-    applied out = co_await wait<applied>(self->runtime_, std::move(start));
-    co_return out;
-  }
+                                           write_combiner_machine::member what);
 
   static asio::awaitable<txn_response> answer_to(std::shared_ptr<write_combiner> self,
-                                                 write_combiner_machine::member what) {
-    auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-    applied out = co_await wait<applied>(self->runtime_, std::move(start));
-    co_return std::move(out.answer);
-  }
+                                                 write_combiner_machine::member what);
 
   void add(const caller& who, write_combiner_machine::member what) {
     const handle id = ++last_;
@@ -177,26 +160,7 @@ private:
     return std::make_exception_ptr(error(code, rpc::method<txn>::name));
   }
 
-  static asio::awaitable<void> carry(std::shared_ptr<write_combiner> self,
-                                     write_combiner_machine::send what) {
-    txn_response answer;
-    std::exception_ptr failed;
-    resends again;
-    try {
-      if (what.repeatable)
-        answer = co_await call(self->runtime_, std::move(what.request), again);
-      else
-        answer = co_await call(self->runtime_, std::move(what.request));
-    } catch (...) {
-      failed = std::current_exception();
-    }
-    const auto now = self->runtime_->now();
-    const bool repeated = again.unanswered > 0;
-    if (failed)
-      self->act(self->machine_.on_failed(what.batch, code_of(failed), now, repeated), failed);
-    else
-      self->act(self->machine_.on_answer(what.batch, std::move(answer), now, repeated), nullptr);
-  }
+  static asio::awaitable<void> carry(std::shared_ptr<write_combiner> self, write_combiner_machine::send what);
 
   std::shared_ptr<runtime> runtime_;
   write_combiner_machine machine_;
@@ -205,3 +169,7 @@ private:
 };
 
 }  // namespace conclave::detail::engine
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/detail/engine/impl/write_combiner.ipp>
+#endif

@@ -18,34 +18,16 @@ public:
   explicit duplex(std::shared_ptr<stream> on) : stream_(std::move(on)) {}
 
   /// False when it could not be opened; then `finish` tells why.
-  asio::awaitable<bool> start() {
-    auto begin = [on = stream_.get()](std::unique_ptr<receiver<bool>> done) { on->start(std::move(done)); };
-    return suspend<bool>(std::move(begin));
-  }
+  asio::awaitable<bool> start();
 
   /// The next message, or nothing when the stream has ended.
-  asio::awaitable<std::optional<std::string>> read() {
-    using result = std::optional<std::string>;
-    auto begin = [on = stream_.get()](std::unique_ptr<receiver<result>> done) { on->read(std::move(done)); };
-    return suspend<result>(std::move(begin));
-  }
+  asio::awaitable<std::optional<std::string>> read();
 
   /// False when the stream has ended.
-  asio::awaitable<bool> write(std::string message) {
-    auto begin = [on = stream_.get(),
-                  message = std::move(message)](std::unique_ptr<receiver<bool>> done) mutable {
-      on->write(std::move(message), std::move(done));
-    };
-    return suspend<bool>(std::move(begin));
-  }
+  asio::awaitable<bool> write(std::string message);
 
   /// How it ended; once, after a read or the start failed, or after `cancel`.
-  asio::awaitable<status> finish() {
-    auto begin = [on = stream_.get()](std::unique_ptr<receiver<status>> done) {
-      on->finish(std::move(done));
-    };
-    return suspend<status>(std::move(begin));
-  }
+  asio::awaitable<status> finish();
 
   void cancel() noexcept { stream_->cancel(); }
 
@@ -54,3 +36,7 @@ private:
 };
 
 }  // namespace conclave::detail::rpc
+
+#ifndef CONCLAVE_DECLARATIONS_ONLY
+#include <conclave/detail/rpc/impl/duplex.ipp>
+#endif

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <conclave/detail/engine/write_combiner.hpp>
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::apply(txn write, write_lane lane) {
+  auto what = member_of(std::move(write));
+  what.lane = std::move(lane.name);
+  what.may_share = lane.may_share;
+  return answer_to(shared_from_this(), std::move(what));
+}
+
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_repeatable(txn write) {
+  auto what = member_of(std::move(write));
+  what.repeatable = true;
+  return wait_for(shared_from_this(), std::move(what));
+}
+
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::wait_for(
+    std::shared_ptr<write_combiner> self, write_combiner_machine::member what) {
+  auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
+  applied out = co_await wait<applied>(self->runtime_, std::move(start));
+  co_return out;
+}
+
+CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::answer_to(std::shared_ptr<write_combiner> self,
+                                                                      write_combiner_machine::member what) {
+  auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
+  applied out = co_await wait<applied>(self->runtime_, std::move(start));
+  co_return std::move(out.answer);
+}
+
+CONCLAVE_DECL asio::awaitable<void> write_combiner::carry(std::shared_ptr<write_combiner> self,
+                                                          write_combiner_machine::send what) {
+  txn_response answer;
+  std::exception_ptr failed;
+  resends again;
+  try {
+    if (what.repeatable)
+      answer = co_await call(self->runtime_, std::move(what.request), again);
+    else
+      answer = co_await call(self->runtime_, std::move(what.request));
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  const auto now = self->runtime_->now();
+  const bool repeated = again.unanswered > 0;
+  if (failed)
+    self->act(self->machine_.on_failed(what.batch, code_of(failed), now, repeated), failed);
+  else
+    self->act(self->machine_.on_answer(what.batch, std::move(answer), now, repeated), nullptr);
+}
+
+}  // namespace conclave::detail::engine
