@@ -1194,7 +1194,7 @@ public:
 
   /// Runs on the strand when the wait ends, however it does.
   void on_end(std::function<void()> end) {
-    if (waiting()) end_ = std::move(end);
+    if (waiting()) end_ = std::make_unique<std::function<void()>>(std::move(end));
   }
 
   /// Ends the wait; false if it had ended before.
@@ -1221,7 +1221,7 @@ private:
     }
     service_.end_handoff();
     forget_ = nullptr;
-    if (const auto end = std::exchange(end_, nullptr)) end();
+    if (const auto end = std::exchange(end_, nullptr)) (*end)();
     return true;
   }
 
@@ -1261,7 +1261,7 @@ private:
 
   void abandon() {
     if (const auto forget = std::exchange(forget_, nullptr)) forget();
-    if (const auto end = std::exchange(end_, nullptr)) end();
+    if (const auto end = std::exchange(end_, nullptr)) (*end)();
   }
 
   rpc::context_service& service_;
@@ -1270,7 +1270,7 @@ private:
   bool attached_ = false;
   std::weak_ptr<strand_owner> strand_;
   std::function<void()> forget_;
-  std::function<void()> end_;
+  std::unique_ptr<std::function<void()>> end_;  ///< Few have one.
 };
 
 }  // namespace conclave::detail::engine
@@ -3619,7 +3619,10 @@ class size_list {
 public:
   /// Reserves the next place and returns its index.
   [[nodiscard]] std::size_t claim() {
-    if (count_ >= near_.size()) far_.push_back(0);
+    if (count_ >= near_.size()) {
+      if (far_.capacity() == 0) far_.reserve(16 * near_.size());
+      far_.push_back(0);
+    }
     return count_++;
   }
 

@@ -67,7 +67,7 @@ public:
 
   /// Runs on the strand when the wait ends, however it does.
   void on_end(std::function<void()> end) {
-    if (waiting()) end_ = std::move(end);
+    if (waiting()) end_ = std::make_unique<std::function<void()>>(std::move(end));
   }
 
   /// Ends the wait; false if it had ended before.
@@ -94,7 +94,7 @@ private:
     }
     service_.end_handoff();
     forget_ = nullptr;
-    if (const auto end = std::exchange(end_, nullptr)) end();
+    if (const auto end = std::exchange(end_, nullptr)) (*end)();
     return true;
   }
 
@@ -134,7 +134,7 @@ private:
 
   void abandon() {
     if (const auto forget = std::exchange(forget_, nullptr)) forget();
-    if (const auto end = std::exchange(end_, nullptr)) end();
+    if (const auto end = std::exchange(end_, nullptr)) (*end)();
   }
 
   rpc::context_service& service_;
@@ -143,7 +143,7 @@ private:
   bool attached_ = false;
   std::weak_ptr<strand_owner> strand_;
   std::function<void()> forget_;
-  std::function<void()> end_;
+  std::unique_ptr<std::function<void()>> end_;  ///< Few have one.
 };
 
 }  // namespace conclave::detail::engine

@@ -31,7 +31,10 @@ class size_list {
 public:
   /// Reserves the next place and returns its index.
   [[nodiscard]] std::size_t claim() {
-    if (count_ >= near_.size()) far_.push_back(0);
+    if (count_ >= near_.size()) {
+      if (far_.capacity() == 0) far_.reserve(16 * near_.size());
+      far_.push_back(0);
+    }
     return count_++;
   }
 
