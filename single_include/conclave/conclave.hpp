@@ -6216,8 +6216,11 @@ public:
   static limits limits_for(const runtime& on) {
     limits out;
     out.patience = on.options().request_timeout;
-    // Servers have not looked at a user's permissions for what is nested.
-    if (on.user() != nullptr) out.most_members = 1;
+    // Servers have not looked at a user's permissions for what is nested. What cannot go together goes side by side.
+    if (on.user() != nullptr) {
+      out.most_members = 1;
+      out.most_in_flight = 128;
+    }
     return out;
   }
 
@@ -8923,6 +8926,11 @@ CONCLAVE_DECL asio::awaitable<void> line_member::leave_line(std::shared_ptr<line
         answer = co_await engine::call(self->runtime_, std::move(request));
       } else if (token == 0) {  // a copy that arrives late could meet a later place
         answer = co_await self->writes_->apply(std::move(request));
+      } else if (self->view_->line().size() > 1) {
+        // Somebody waits for just this: it does not wait for the answer to other writes.
+        engine::resends again;
+        answer = co_await engine::call(self->runtime_, std::move(request), again);
+        asked_before = asked_before || again.unanswered > 0;
       } else {
         auto applied = co_await self->writes_->apply_repeatable(std::move(request));
         answer = std::move(applied.answer);

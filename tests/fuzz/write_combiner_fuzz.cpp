@@ -269,7 +269,11 @@ private:
         case 3:
           if (several && !together_.full && !guilt(each)) {
             auto answer = apply(each);
-            if (auto* good = std::get_if<txn_response>(&answer)) spoil(*good);
+            if (const auto* code = std::get_if<errc>(&answer)) {
+              refuse(each, *code);
+              return;
+            }
+            spoil(std::get<txn_response>(answer));
             fail(each, errc::unexpected_response);
             each.answer = std::move(answer);
             return;

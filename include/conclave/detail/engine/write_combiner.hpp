@@ -37,8 +37,11 @@ public:
   static limits limits_for(const runtime& on) {
     limits out;
     out.patience = on.options().request_timeout;
-    // Servers have not looked at a user's permissions for what is nested.
-    if (on.user() != nullptr) out.most_members = 1;
+    // Servers have not looked at a user's permissions for what is nested. What cannot go together goes side by side.
+    if (on.user() != nullptr) {
+      out.most_members = 1;
+      out.most_in_flight = 128;
+    }
     return out;
   }
 
