@@ -6253,6 +6253,11 @@ public:
   /// again when there is no answer, unless it shares its batch with one that must not.
   asio::awaitable<applied> apply_repeatable(txn write);
 
+  /// The same for one that somebody waits for: it goes by itself and does not wait for the answer to others. With
+  /// those that have nobody behind them once `most_aside` are under way so: thousands at a time are more than
+  /// servers take. On the strand.
+  asio::awaitable<applied> apply_at_once(txn write);
+
   /// Writes that have yet to be sent, and batches that are under way.
   [[nodiscard]] std::size_t waiting() const noexcept { return machine_.waiting(); }
   [[nodiscard]] std::size_t in_flight() const noexcept { return machine_.in_flight(); }
@@ -6290,6 +6295,10 @@ private:
 
   static asio::awaitable<txn_response> answer_to(std::shared_ptr<write_combiner> self,
                                                  write_combiner_machine::member what);
+
+  static asio::awaitable<applied> send_aside(std::shared_ptr<write_combiner> self, txn write);
+
+  static constexpr int most_aside = 4;
 
   void add(const caller& who, write_combiner_machine::member what) {
     const handle id = ++last_;
@@ -6348,6 +6357,7 @@ private:
   write_combiner_machine machine_;
   std::unordered_map<handle, caller> callers_;
   handle last_ = 0;
+  int aside_ = 0;
 };
 
 }  // namespace conclave::detail::engine
@@ -6367,6 +6377,28 @@ CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_rep
   auto what = member_of(std::move(write));
   what.repeatable = true;
   return wait_for(shared_from_this(), std::move(what));
+}
+
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_at_once(txn write) {
+  if (aside_ >= most_aside) return apply_repeatable(std::move(write));
+  return send_aside(shared_from_this(), std::move(write));
+}
+
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::send_aside(
+    std::shared_ptr<write_combiner> self, txn write) {
+  struct place {
+    explicit place(int& of) : count(of) { ++count; }
+    ~place() { --count; }
+    place(const place&) = delete;
+    place& operator=(const place&) = delete;
+    int& count;
+  };
+  const place taken{self->aside_};
+  resends again;
+  applied out;
+  out.answer = co_await call(self->runtime_, std::move(write), again);
+  out.repeated = again.unanswered > 0;
+  co_return out;
 }
 
 CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::wait_for(
@@ -8926,11 +8958,10 @@ CONCLAVE_DECL asio::awaitable<void> line_member::leave_line(std::shared_ptr<line
         answer = co_await engine::call(self->runtime_, std::move(request));
       } else if (token == 0) {  // a copy that arrives late could meet a later place
         answer = co_await self->writes_->apply(std::move(request));
-      } else if (self->view_->line().size() > 1) {
-        // Somebody waits for just this: it does not wait for the answer to other writes.
-        engine::resends again;
-        answer = co_await engine::call(self->runtime_, std::move(request), again);
-        asked_before = asked_before || again.unanswered > 0;
+      } else if (self->view_->line().size() > 1) {  // there is somebody who waits for just this
+        auto applied = co_await self->writes_->apply_at_once(std::move(request));
+        answer = std::move(applied.answer);
+        asked_before = asked_before || applied.repeated;
       } else {
         auto applied = co_await self->writes_->apply_repeatable(std::move(request));
         answer = std::move(applied.answer);

@@ -74,6 +74,11 @@ public:
   /// again when there is no answer, unless it shares its batch with one that must not.
   asio::awaitable<applied> apply_repeatable(txn write);
 
+  /// The same for one that somebody waits for: it goes by itself and does not wait for the answer to others. With
+  /// those that have nobody behind them once `most_aside` are under way so: thousands at a time are more than
+  /// servers take. On the strand.
+  asio::awaitable<applied> apply_at_once(txn write);
+
   /// Writes that have yet to be sent, and batches that are under way.
   [[nodiscard]] std::size_t waiting() const noexcept { return machine_.waiting(); }
   [[nodiscard]] std::size_t in_flight() const noexcept { return machine_.in_flight(); }
@@ -111,6 +116,10 @@ private:
 
   static asio::awaitable<txn_response> answer_to(std::shared_ptr<write_combiner> self,
                                                  write_combiner_machine::member what);
+
+  static asio::awaitable<applied> send_aside(std::shared_ptr<write_combiner> self, txn write);
+
+  static constexpr int most_aside = 4;
 
   void add(const caller& who, write_combiner_machine::member what) {
     const handle id = ++last_;
@@ -169,6 +178,7 @@ private:
   write_combiner_machine machine_;
   std::unordered_map<handle, caller> callers_;
   handle last_ = 0;
+  int aside_ = 0;
 };
 
 }  // namespace conclave::detail::engine

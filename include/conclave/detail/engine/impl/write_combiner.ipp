@@ -18,6 +18,28 @@ CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_rep
   return wait_for(shared_from_this(), std::move(what));
 }
 
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_at_once(txn write) {
+  if (aside_ >= most_aside) return apply_repeatable(std::move(write));
+  return send_aside(shared_from_this(), std::move(write));
+}
+
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::send_aside(
+    std::shared_ptr<write_combiner> self, txn write) {
+  struct place {
+    explicit place(int& of) : count(of) { ++count; }
+    ~place() { --count; }
+    place(const place&) = delete;
+    place& operator=(const place&) = delete;
+    int& count;
+  };
+  const place taken{self->aside_};
+  resends again;
+  applied out;
+  out.answer = co_await call(self->runtime_, std::move(write), again);
+  out.repeated = again.unanswered > 0;
+  co_return out;
+}
+
 CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::wait_for(
     std::shared_ptr<write_combiner> self, write_combiner_machine::member what) {
   auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };

@@ -89,11 +89,10 @@ CONCLAVE_DECL asio::awaitable<void> line_member::leave_line(std::shared_ptr<line
         answer = co_await engine::call(self->runtime_, std::move(request));
       } else if (token == 0) {  // a copy that arrives late could meet a later place
         answer = co_await self->writes_->apply(std::move(request));
-      } else if (self->view_->line().size() > 1) {
-        // Somebody waits for just this: it does not wait for the answer to other writes.
-        engine::resends again;
-        answer = co_await engine::call(self->runtime_, std::move(request), again);
-        asked_before = asked_before || again.unanswered > 0;
+      } else if (self->view_->line().size() > 1) {  // there is somebody who waits for just this
+        auto applied = co_await self->writes_->apply_at_once(std::move(request));
+        answer = std::move(applied.answer);
+        asked_before = asked_before || applied.repeated;
       } else {
         auto applied = co_await self->writes_->apply_repeatable(std::move(request));
         answer = std::move(applied.answer);
