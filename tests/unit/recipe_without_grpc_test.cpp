@@ -616,6 +616,78 @@ TEST_CASE("an unlock that never arrived is sent again, and a copy of it harms no
   CHECK(w.etcd().line("a/") == keys{place("a", s)});
 }
 
+TEST_CASE("a release that somebody waits for does not get lost either") {
+  world w;
+  const client one = w.connect();
+  const client other = w.connect();
+  const auto first = open(w, one);
+  const auto second = open(w, other);
+  mutex m1{first, "a"};
+  mutex m2{second, "a"};
+  auto held = w.get(m1.lock());
+  auto waiting = w.start(m2.lock());
+  w.settle();
+
+  SECTION("when it was applied and its answer is lost") {
+    w.server().next("KV.Txn", fate::answer_lost);
+    auto unlocking = w.start(held.unlock());
+    w.advance(1s);
+    CHECK(unlocking.done());
+    CHECK_FALSE(unlocking.error());
+  }
+  SECTION("when it never arrives") {
+    w.server().next("KV.Txn", fate::never_arrives);
+    auto unlocking = w.start(held.unlock());
+    w.advance(2499ms);
+    CHECK_FALSE(unlocking.done());
+    w.advance(1ms);
+    CHECK(unlocking.done());
+    CHECK_FALSE(unlocking.error());
+  }
+  SECTION("when no server answers it in time") {
+    w.server().next("KV.Txn", fate::never_arrives);
+    w.server().next("KV.Txn", fate::never_arrives);
+    auto unlocking = w.start(held.unlock());
+    w.advance(5s);
+    CHECK(unlocking.error() == errc::outcome_unknown);
+    w.advance(1s);  // it is repeated behind the caller
+  }
+  w.settle();
+  REQUIRE(waiting.done());
+  CHECK(waiting.value().held());
+  CHECK(w.etcd().line("a/") == keys{place("a", second)});
+}
+
+TEST_CASE("releases that are waited for go by themselves, but no more than four at a time") {
+  world w;
+  const client one = w.connect();
+  const client other = w.connect();
+  const auto first = open(w, one, 60s);
+  const auto second = open(w, other, 60s);
+  std::vector<std::unique_ptr<mutex>> mutexes;
+  std::vector<unique_lock> held;
+  std::vector<conclave::test::task<unique_lock>> waiting;
+  for (int i = 0; i < 10; ++i) {
+    const std::string name = "lock-" + std::to_string(i);
+    mutexes.push_back(std::make_unique<mutex>(first, name));
+    held.push_back(w.get(mutexes.back()->lock()));
+    mutexes.push_back(std::make_unique<mutex>(second, name));
+    waiting.push_back(w.start(mutexes.back()->lock()));
+    w.settle();
+  }
+  const int before = w.server().count("KV.Txn");
+  w.server().freeze();
+  std::vector<conclave::test::task<void>> unlocking;
+  for (auto& each : held) unlocking.push_back(w.start(each.unlock()));
+  w.settle();
+  CHECK(w.server().count("KV.Txn") == before + 5);  // and one with the combiner's others behind it
+  w.server().thaw();
+  w.settle();
+  CHECK(w.server().count("KV.Txn") == before + 6);
+  for (auto& each : unlocking) CHECK(each.done());
+  for (auto& each : waiting) CHECK(each.done());
+}
+
 TEST_CASE("an unlock that a server refuses after one without an answer is in doubt") {
   world w;
   const client c = w.connect();
