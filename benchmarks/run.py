@@ -70,7 +70,7 @@ def plan():
         Variant("put"),
         Variant("put-pipelined", "--depth", "8", quick=False),
         Variant("put-pipelined", "--depth", "64"),
-        Variant("put-pipelined", "--depth", "64", "--combined", impls=("conclave",)),
+        Variant("put-pipelined", "--depth", "64", "--combined", impls=("conclave", "floor")),
         Variant("lock-uncontended"),
     ]
     for contenders in (2, 3, 4, 10, 50):
@@ -201,6 +201,8 @@ def targets(of, codec):
     row(f"{single}, combined", "Go", of(combined, "conclave"), of(single, "go"), 2.5)
     row(f"{single}, single calls", "floor", of(single, "conclave"), of(single, "floor"), 0.9)
     row(f"{single}, combined", "floor", of(combined, "conclave"), of(single, "floor"), 2.0)
+    row(f"{single}, combined", "floor's transactions of 64 puts (no target)", of(combined, "conclave"),
+        of(combined, "floor"), 0.6)
     for contenders, bound in ((2, 8), (3, 20), (4, 20), (10, 8), (50, 4)):
         name = f"lock-contended contenders {contenders}"
         row(name, "Go", of(name, "conclave"), of(name, "go"), bound)

@@ -185,8 +185,31 @@ void put_at_depth(bed& b, std::size_t depth) {
   });
 }
 
+/// As many puts as may be under way, in one transaction at a time: the most that combining can come to.
+void put_together(bed& b) {
+  pb::TxnRequest gathered;
+  std::vector<std::function<void()>> waiting;
+  std::function<void()> flush = [&] {
+    if (waiting.empty()) return;
+    call<pb::TxnResponse>::start(
+        b.on, txn_method, std::exchange(gathered, {}),
+        [&flush, these = std::exchange(waiting, {})](const pb::TxnResponse& answer) {
+          require(answer.succeeded() && static_cast<std::size_t>(answer.responses_size()) == these.size(),
+                  "not all was put");
+          for (const auto& done : these) done();
+          flush();
+        });
+  };
+  repeat(b, b.given.depth, [&](std::size_t i, auto done) {
+    *gathered.add_success()->mutable_request_put() = put_of(b, "key/" + std::to_string(i % 4096));
+    waiting.emplace_back(done);
+    const bool first = i + 1 == std::min(b.given.depth, b.total());
+    if (first) flush();
+  });
+}
+
 void put(bed& b) { put_at_depth(b, 1); }
-void put_pipelined(bed& b) { put_at_depth(b, b.given.depth); }
+void put_pipelined(bed& b) { b.given.combined ? put_together(b) : put_at_depth(b, b.given.depth); }
 
 // ---- locks ------------------------------------------------------------------------------------------------------
 
