@@ -162,7 +162,10 @@ public:
         }
         break;
       case 10:
-        now_ += input_.byte() * 40ms;
+        if (gathering_)
+          proceed();
+        else
+          now_ += input_.byte() * 40ms;
         break;
       default:
         lie();
@@ -174,10 +177,12 @@ public:
   /// From here on the server does what it is asked: everybody has an answer soon.
   void settle() {
     together_.full = alone_.full = false;
+    if (gathering_) proceed();
     for (std::size_t rounds = 0; !flights_.empty(); ++rounds) {
       demand(rounds < 10 * members_.size() + 10, "a machine with a working server comes to an end");
       serve(flights_.begin(), false);
       tell_result(flights_.begin());
+      if (gathering_) proceed();
       check();
     }
     demand(machine_.waiting() == 0, "nobody waits for ever");
@@ -212,8 +217,13 @@ private:
     const handle id = ++last_;
     member each;
     each.what.write = input_.one_in(2) ? transaction(0) : txn{}.then(put(key(), value()));
-    // Tells the members apart: no such key is ever written, but by who deletes all.
-    each.what.write.when(version("~" + std::to_string(id)) == 0);
+    // Tells the members apart: a lone put's value, or a compare with a key that is never written, but by who
+    // deletes all.
+    const auto name = std::to_string(id);
+    if (id % 2 == 0 && lone_put(each.what.write) != nullptr)
+      std::get<put_request>(each.what.write.success.front().request).value += "#" + name;
+    else
+      each.what.write.when(version("~" + name) == 0);
     if (input_.one_in(3)) each.what.lane = input_.one_in(2) ? "one" : "two";
     each.what.may_share = input_.one_in(2);
     static constexpr std::size_t sizes[] = {10, 1, 100, 500, 2000};
@@ -328,6 +338,13 @@ private:
     check_started();
   }
 
+  void proceed() {
+    say("proceed", 0);
+    gathering_ = false;
+    perform(machine_.proceed());
+    check_started();
+  }
+
   /// The result of a batch that is not under way.
   void lie() {
     const machine::batch_id batch = input_.byte();
@@ -398,9 +415,14 @@ private:
       case 2:
         answer.responses.emplace_back(answer.responses.front());
         break;
-      default:
-        answer.responses[input_.below(answer.responses.size())].response = put_response{};
+      default: {
+        auto& part = answer.responses[input_.below(answer.responses.size())].response;
+        if (std::holds_alternative<put_response>(part))
+          part = range_response{};
+        else
+          part = put_response{};
         break;
+      }
     }
   }
 
@@ -421,19 +443,27 @@ private:
   void perform(machine::send& action) {
     flight next;
     const auto& request = action.request;
-    if (!request.compare.empty()) {
+    if (!request.compare.empty() || lone_put(request) != nullptr) {
       next.who.push_back(id_of(request));
       demand(request == members_.at(next.who.front()).what.write, "a write that goes alone goes as it is");
     } else {
       for (const auto& each : request.success) {
-        const auto* nested = std::get_if<txn>(&each.request);
-        demand(nested != nullptr, "a batch has members only");
-        next.who.push_back(id_of(*nested));
-        demand(*nested == members_.at(next.who.back()).what.write, "a member goes as it is");
+        if (const auto* nested = std::get_if<txn>(&each.request)) {
+          next.who.push_back(id_of(*nested));
+          demand(*nested == members_.at(next.who.back()).what.write, "a member goes as it is");
+          demand(lone_put(*nested) == nullptr, "what needs no nesting is not nested");
+        } else {
+          const auto* puts = std::get_if<put_request>(&each.request);
+          demand(puts != nullptr, "a batch has members only");
+          next.who.push_back(id_of(*puts));
+          demand(txn{}.then(*puts) == members_.at(next.who.back()).what.write,
+                 "a lone operation goes as it is");
+        }
       }
       demand(next.who.size() > 1, "a batch has several members");
     }
     say("send", action.batch, next.who);
+    demand(!gathering_, "nothing is sent before those who were answered had their turn");
     demand(flights_.size() < std::max<std::size_t>(limits_.most_in_flight, 1),
            "no more is under way than may be");
     if (next.who.size() > 1) check_batch(request, next.who);
@@ -478,6 +508,12 @@ private:
     demand(action.answer == due, "a member hears what alone it would have heard");
   }
 
+  void perform(machine::gather&) {
+    say("gather", 0);
+    demand(told_ != nullptr && told_->who.size() > 1, "only those of several are waited for");
+    demand(!std::exchange(gathering_, true), "they are waited for once");
+  }
+
   void perform(machine::failed& action) {
     say("failed", action.who);
     const bool sent = members_.contains(action.who) && members_.at(action.who).at == place::sent;
@@ -515,8 +551,12 @@ private:
     }
     demand(bytes <= limits_.most_bytes, "a batch of several has its bound in bytes");
     demand(!known_full_ || all || charged.empty(), "what puts keeps apart while the store is full");
-    demand(request.failure.size() == (charged.empty() ? 0 : 1), "a batch that puts is charged for one put");
-    if (charged.empty()) return;
+    const bool flat = std::any_of(request.success.begin(), request.success.end(), [](const request_op& each) {
+      return std::holds_alternative<put_request>(each.request);
+    });
+    demand(request.failure.size() == (charged.empty() || flat ? 0 : 1),
+           "a batch that puts is charged for a put");
+    if (request.failure.empty()) return;
     const auto* named = std::get_if<put_request>(&request.failure.front().request);
     demand(named != nullptr && named->value.empty() && named->lease == 0 &&
                std::find(charged.begin(), charged.end(), named->key) != charged.end(),
@@ -535,6 +575,7 @@ private:
 
   /// After a write came, or an answer: everything that may go is on its way, up to what may be under way.
   void check_started() const {
+    if (gathering_) return;
     if (flights_.size() >= std::max<std::size_t>(limits_.most_in_flight, 1)) return;
     for (const auto& [id, each] : members_) {
       if (each.at != place::waiting) continue;
@@ -568,7 +609,19 @@ private:
     return (!left.what.lane.empty() && left.what.lane == right.what.lane) || touch_same(left, right);
   }
 
+  static const put_request* lone_put(const txn& request) {
+    if (!request.compare.empty() || !request.failure.empty() || request.success.size() != 1) return nullptr;
+    return std::get_if<put_request>(&request.success.front().request);
+  }
+
+  static handle id_of(const put_request& request) {
+    const auto mark = request.value.find('#');
+    demand(mark != std::string::npos, "a lone put keeps its value");
+    return std::stoull(request.value.substr(mark + 1));
+  }
+
   static handle id_of(const txn& request) {
+    if (const auto* only = lone_put(request)) return id_of(*only);
     demand(!request.compare.empty() && request.compare.back().key.starts_with('~'),
            "a member keeps its compares");
     return std::stoull(request.compare.back().key.substr(1));
@@ -662,6 +715,7 @@ private:
   flights flights_;
   const flight* told_ = nullptr;  // the one whose result the machine hears now
   bool known_full_ = false;
+  bool gathering_ = false;
 };
 
 }  // namespace

@@ -470,14 +470,19 @@ TEST_CASE("a full store refuses a batch as it refuses its members") {
     CHECK_FALSE(nested);
 
     const auto combiner = make_combiner(context.get_executor(), server);
-    results all;
-    for (int i = 0; i < 8; ++i) {
-      auto write = [&combiner, i] { return combiner->apply(write_of("k" + std::to_string(i))); };
-      all.push_back(start(context, write));
-    }
-    for (auto& each : all) {
-      const auto refused = co_await each.error();
-      CHECK(refused == errc::no_space);
+    for (const bool nested_in_batches : {false, true}) {
+      results all;
+      for (int i = 0; i < 8; ++i) {
+        auto write = [&combiner, i, nested_in_batches] {
+          const auto key = "k" + std::to_string(i);
+          return combiner->apply(nested_in_batches ? create(key) : write_of(key));
+        };
+        all.push_back(start(context, write));
+      }
+      for (auto& each : all) {
+        const auto refused = co_await each.error();
+        CHECK(refused == errc::no_space);
+      }
     }
     const auto none = co_await count_prefix(c, "k");
     CHECK(none == 0);

@@ -120,6 +120,7 @@ private:
   static asio::awaitable<applied> send_aside(std::shared_ptr<write_combiner> self, txn write);
 
   static constexpr int most_aside = 4;
+  static constexpr int turns_to_gather = 4;
 
   void add(const caller& who, write_combiner_machine::member what) {
     const handle id = ++last_;
@@ -144,8 +145,23 @@ private:
         if (const auto who = caller_of(done->who)) who->complete({std::move(done->answer), done->repeated});
       } else if (const auto* failed = std::get_if<write_combiner_machine::failed>(&each)) {
         if (const auto who = caller_of(failed->who)) who->fail(reason(failed->code, why));
+      } else {
+        proceed_in(turns_to_gather);
       }
     }
+  }
+
+  /// Resumed callers come to the strand behind what is posted to it now, those of a lock after a few turns more.
+  void proceed_in(int turns) {
+    const auto posted = runtime_->post([weak = weak_from_this(), turns] {
+      const auto self = weak.lock();
+      if (!self) return;
+      if (turns > 1)
+        self->proceed_in(turns - 1);
+      else
+        self->act(self->machine_.proceed(), nullptr);
+    });
+    static_cast<void>(posted);  // not if it has stopped: then nobody is served any more
   }
 
   caller caller_of(handle id) {

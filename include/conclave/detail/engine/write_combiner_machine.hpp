@@ -27,9 +27,15 @@ namespace conclave::inline CONCLAVE_ABI::detail::engine {
 /// proposal to the cluster instead of many. Pure: writes, answers and times go in, actions come out.
 ///
 /// A write that finds nothing under way goes at once, as it is. Otherwise it waits for the answer that is
-/// outstanding, and goes with the others that wait, each nested with its own compares; each gets its own part
-/// of the answer, as if it had been sent alone, in the order of the batch. That holds because of what may
-/// *not* share a batch:
+/// outstanding, and goes with the others that wait, each nested with its own compares, or as it is if it is one
+/// operation without any, which is less work for etcd; each gets its own part of the answer, as if it had been
+/// sent alone, in the order of the batch.
+///
+/// Whoever has an answer often has the next write at once. After a batch of several the next one therefore goes
+/// when those who were answered have had their turn (`gather`): otherwise half of them would wait while the
+/// other half's batch is under way, and etcd's work for a batch hardly depends on how much is in it.
+///
+/// A batch is as good as its members alone because of what may *not* share one:
 ///
 /// - Two members of which one writes a key that the other writes, reads or compares. etcd evaluates all
 ///   compares, nested ones too, on the state before the whole transaction, so that a compare would not see
@@ -54,8 +60,8 @@ namespace conclave::inline CONCLAVE_ABI::detail::engine {
 ///
 /// Of etcd 3.4.23, two things that a batch would change, and one that it does change:
 /// - Nested puts count nothing against the store's quota, and are applied in spite of the alarm for space. A
-///   batch therefore names one of its puts, with an empty value, in the branch that is never taken: that is
-///   charged, like any put.
+///   batch whose puts are all nested therefore names one of them, with an empty value, in the branch that is
+///   never taken: that is charged, like any put.
 /// - "No space" is no certain refusal: a transaction whose turn comes when the store has just become full is
 ///   applied, and answered so. Such a batch is never repeated. Members that put get `no_space`, as they would
 ///   alone; those that do not, and alone would have been let in, get `outcome_unknown`, and share no batch
@@ -118,7 +124,11 @@ public:
     errc code = errc::server_error;
     friend bool operator==(const failed&, const failed&) = default;
   };
-  using action = std::variant<send, answered, failed>;
+  /// Call `proceed` when those who have just been answered have had their turn.
+  struct gather {
+    friend bool operator==(const gather&, const gather&) = default;
+  };
+  using action = std::variant<send, answered, failed, gather>;
   using actions = std::vector<action>;
 
   write_combiner_machine() = default;
@@ -163,19 +173,27 @@ public:
     if (members.empty()) return out;
     if (members.size() == 1) {
       finish(members.front(), std::move(answer), out);
-    } else if (!well_formed(answer, members.size())) {
+    } else if (!well_formed(answer, members)) {
       for (auto& each : members) finish(each, errc::unexpected_response, out);
     } else {
       std::size_t index = 0;
-      for (auto& each : members) {
-        auto& part = std::get<txn_response>(answer.responses[index++].response);
-        part.header = answer.header;
-        finish(each, std::move(part), out);
-      }
+      for (auto& each : members) finish(each, part_of(answer, index++), out);
     }
     if (std::any_of(members.begin(), members.end(), [](const entry& each) { return each.charged; }))
       full_ = false;
+    if (members.size() > 1 && !gathering_) {
+      gathering_ = true;
+      out.emplace_back(gather{});
+    }
     go_on(now, out);
+    return out;
+  }
+
+  /// Sends what has gathered since a `gather`.
+  actions proceed() {
+    gathering_ = false;
+    actions out;
+    form(out);
     return out;
   }
 
@@ -324,8 +342,9 @@ private:
 
   /// Sends what may go now.
   void form(actions& out) {
-    while (!waiting_.empty() && under_way_.size() < std::max<std::size_t>(limits_.most_in_flight, 1)) {
-      auto batch = gather();
+    while (!gathering_ && !waiting_.empty() &&
+           under_way_.size() < std::max<std::size_t>(limits_.most_in_flight, 1)) {
+      auto batch = choose();
       if (batch.empty()) return;
       send next;
       next.batch = ++last_batch_;
@@ -338,7 +357,7 @@ private:
     }
   }
 
-  entries gather() {
+  entries choose() {
     claims ahead;
     for (const auto& [id, members] : under_way_)
       for (const auto& each : members) ahead.add(each, false);
@@ -371,15 +390,25 @@ private:
     return batch;
   }
 
+  /// The one operation that a member does whatever the state, if that is all it asks for: it needs no nesting.
+  static const request_op* lone_operation(const txn& request) {
+    if (!request.compare.empty() || !request.failure.empty() || request.success.size() != 1) return nullptr;
+    const auto& only = request.success.front();
+    return std::holds_alternative<txn>(only.request) ? nullptr : &only;
+  }
+
   static txn compose(const entries& batch) {
     txn whole;
     whole.success.reserve(batch.size());
     const put_request* charge = nullptr;
     for (const auto& each : batch) {
-      whole.success.emplace_back(each.what.write);
+      if (const auto* only = lone_operation(each.what.write))
+        whole.success.push_back(*only);
+      else
+        whole.success.emplace_back(each.what.write);
       if (charge == nullptr) charge = charge_of(each.what.write);
     }
-    if (charge != nullptr) {
+    if (charge != nullptr && charge_of(whole) == nullptr) {
       put_request named;
       named.key = charge->key;
       whole.failure.emplace_back(std::move(named));
@@ -421,11 +450,37 @@ private:
     return code == errc::timed_out || code == errc::unavailable || code == errc::too_many_requests;
   }
 
-  static bool well_formed(const txn_response& answer, std::size_t members) {
-    return answer.succeeded && answer.responses.size() == members &&
-           std::all_of(answer.responses.begin(), answer.responses.end(), [](const response_op& each) {
-             return std::holds_alternative<txn_response>(each.response);
-           });
+  static bool well_formed(const txn_response& answer, const entries& members) {
+    return answer.succeeded && std::equal(answer.responses.begin(), answer.responses.end(), members.begin(),
+                                          members.end(), [](const response_op& part, const entry& each) {
+                                            const auto* only = lone_operation(each.what.write);
+                                            return only == nullptr
+                                                       ? std::holds_alternative<txn_response>(part.response)
+                                                       : answers(part, *only);
+                                          });
+  }
+
+  static bool answers(const response_op& part, const request_op& asked) {
+    if (std::holds_alternative<put_request>(asked.request))
+      return std::holds_alternative<put_response>(part.response);
+    if (std::holds_alternative<delete_range_request>(asked.request))
+      return std::holds_alternative<delete_range_response>(part.response);
+    return std::holds_alternative<range_request>(asked.request) &&
+           std::holds_alternative<range_response>(part.response);
+  }
+
+  /// What a member would have heard alone.
+  static txn_response part_of(txn_response& answer, std::size_t index) {
+    auto& part = answer.responses[index];
+    txn_response out;
+    if (auto* nested = std::get_if<txn_response>(&part.response)) {
+      out = std::move(*nested);
+    } else {
+      out.succeeded = true;
+      out.responses.push_back(std::move(part));
+    }
+    out.header = answer.header;
+    return out;
   }
 
   /// Refusals, before anything was applied, for which one member may be the reason.
@@ -471,6 +526,7 @@ private:
   batch_id last_batch_ = 0;
   std::uint64_t arrivals_ = 0;
   bool full_ = false;
+  bool gathering_ = false;
 };
 
 }  // namespace conclave::detail::engine
