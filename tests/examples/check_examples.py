@@ -132,8 +132,9 @@ def check_redis_comparison(lines):
 
     held = holds(redis)
     check(held["A"][0] < held["B"][0] < held["A"][1], "Redis: B does not come in after the expiry")
-    stolen = [text for _, text in redis].index("A: DEL lock freed the lock of B")
-    check(held["B"][0] < stolen < held["C"][0] < held["B"][1], "Redis: A does not let C in while B works")
+    check("A: DEL lock freed the lock of B" in [text for _, text in redis], "Redis: A does not free the lock of B")
+    # C may have the lock, and say so, before A has said what it freed.
+    check(held["A"][1] < held["C"][0] < held["B"][1], "Redis: A does not let C in while B works")
 
     held = holds(conclave)
     check(list(held) == ["A", "B", "C"], "conclave: not in the order of asking")
