@@ -523,7 +523,7 @@ TEST_CASE("a handle that outlives its context refuses to be used") {
   asio::co_spawn(
       *context,
       [&]() -> asio::awaitable<void> {
-        s = co_await session::open(c, {.ttl = 1s});
+        s = co_await session::open(c);
         lock = co_await conclave::mutex(*s, "lock/a").lock();
         w = co_await c.watch("k");
         context->stop();
