@@ -444,6 +444,19 @@ asio::awaitable<void> consumer(Queue queue, counter& all, bench::each_once& item
   }
 }
 
+/// The same from a full queue, so many at a time; the time of each is that of the call.
+asio::awaitable<void> consumer_of_batches(conclave::queue queue, std::size_t most, counter& all,
+                                          bench::each_once& items) {
+  while (!all.enough().is_set()) {
+    const auto since = clock::now();
+    const std::vector<std::string> some = co_await queue.dequeue_up_to(most);
+    for (const auto& text : some) {
+      items.take(item{text}.number);
+      all.end(since);
+    }
+  }
+}
+
 void require_all(bed& b, const bench::each_once& items) {
   require(items.all() || b.given.limit != 0, "an item was lost");
 }
@@ -460,7 +473,9 @@ asio::awaitable<void> drain(bed& b) {
   auto& last = b.keep<std::size_t>(0U);
   group workers{b.on};
   for (std::size_t i = 0; i < b.given.consumers; ++i)
-    workers.start(consumer(queue, all, items, false, b.given.consumers == 1 ? &last : nullptr));
+    workers.start(b.given.batch > 1
+                      ? consumer_of_batches(queue, b.given.batch, all, items)
+                      : consumer(queue, all, items, false, b.given.consumers == 1 ? &last : nullptr));
   const auto enough = [&all] { return all.enough().is_set(); };
   co_await workers.wait_until(enough);
   require_all(b, items);

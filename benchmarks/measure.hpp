@@ -50,6 +50,7 @@ struct options {
   std::size_t processes = 0;     ///< Zero: all in this one.
   std::size_t producers = 1;
   std::size_t consumers = 1;
+  std::size_t batch = 1;     ///< Items that a consumer of `drain` asks for at a time.
   std::size_t locks = 1;     ///< Over which the waiters are spread.
   std::size_t sessions = 1;  ///< Of the waiters.
   std::size_t noise = 0;     ///< Unrelated writes a second meanwhile.
@@ -67,7 +68,8 @@ inline options parse(int argc, char** argv) {
       {"--count", &out.count},         {"--value-size", &out.value_size}, {"--warmup", &out.warmup},
       {"--depth", &out.depth},         {"--contenders", &out.contenders}, {"--processes", &out.processes},
       {"--producers", &out.producers}, {"--consumers", &out.consumers},   {"--locks", &out.locks},
-      {"--sessions", &out.sessions},   {"--noise", &out.noise},           {"--limit", &out.limit}};
+      {"--sessions", &out.sessions},   {"--noise", &out.noise},           {"--limit", &out.limit},
+      {"--batch", &out.batch}};
   for (int i = 1; i < argc; ++i) {
     const std::string_view word = argv[i];
     if (!word.starts_with("--")) {

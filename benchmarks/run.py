@@ -89,6 +89,8 @@ def plan():
         out.append(Variant("drain", "--consumers", str(consumers), warmup=20, quick=consumers != 4,
                            counts={"conclave": 30_000 if consumers > 1 else 6_000, "go": go, "floor": 6_000}))
     out += [
+        Variant("drain", "--consumers", "1", "--batch", "64", impls=("conclave",), warmup=128, quick=False,
+                counts={"conclave": 30_000}),
         Variant("priority-drain", "--consumers", "16", impls=both, warmup=20, quick=False,
                 counts={"conclave": 6_000, "go": 200}),
         Variant("enqueue", "--producers", "1", quick=False),
@@ -215,6 +217,8 @@ def targets(of, codec):
     for consumers, bound in ((1, 10), (16, 50), (64, 100)):
         name = f"drain consumers {consumers}"
         row(name, "Go", of(name, "conclave"), of(name, "go"), bound)
+    row("drain consumers 1, 64 items at a time (no target)", "Go", of("drain consumers 1 batch 64", "conclave"),
+        of("drain consumers 1", "go"), 10)
     name = "enqueue producers 64"
     row(name, "Go", of(name, "conclave"), of(name, "go"), 3)
     name = "queue producers 16 consumers 64"
@@ -453,6 +457,7 @@ README_CASES = (("put", "put, one after the other"),
                 ("lock-contended contenders 50", "hand-over of a lock, 50 sessions"),
                 ("lock-many depth 64", "lock and unlock, 64 locks"),
                 ("enqueue producers 64", "enqueue, 64 producers"),
+                ("drain consumers 1", "dequeue, one consumer"),
                 ("drain consumers 64", "dequeue, 64 consumers"),
                 ("queue producers 16 consumers 64", "item through a queue, 16 producers, 64 consumers"))
 

@@ -108,6 +108,11 @@ public:
     pending_write out;
     return spawn(run_repeatable(combiner, std::move(what), out.state_), out);
   }
+  /// Puts this key as often, each time as soon as the last one has been answered.
+  pending_write start_many(const std::string& key, int times) {
+    pending_write out;
+    return spawn(run_many(combiner, key, times, out.state_), out);
+  }
   pending_write get(txn what) {
     auto out = start(std::move(what));
     settle();
@@ -128,6 +133,14 @@ public:
     settle();
   }
 
+  /// The same, and the server is silent again at once.
+  void release_one() {
+    settle();
+    server->thaw();
+    server->freeze();
+    settle();
+  }
+
   void settle() {
     context_.restart();
     for (int step = 0; context_.poll_one() != 0; ++step)
@@ -144,7 +157,27 @@ public:
     settle();
   }
 
+  /// Keeps the executor busy: a handler that takes a millisecond, then all others that are ready, and so on.
+  /// Returns how many of them it takes until the next request has been sent.
+  int turns_until_next_request() {
+    const auto before = requests();
+    const auto begin = clock_->now();
+    context_.restart();
+    turn(std::make_shared<bool>(true), before);
+    settle();
+    return static_cast<int>((clock_->now() - begin) / 1ms);
+  }
+
 private:
+  void turn(const std::shared_ptr<bool>& first, std::size_t before) {
+    asio::post(context_, [this, first, before] {
+      if (std::exchange(*first, false)) server->thaw();
+      if (requests() > before) return;
+      clock_->move_to(clock_->now() + 1ms);
+      turn(first, before);
+    });
+  }
+
   std::shared_ptr<conclave::test::manual_clock> clock_{std::make_shared<conclave::test::manual_clock>(1)};
 
 public:
@@ -172,6 +205,12 @@ private:
     } catch (const std::system_error& e) {
       into->error = e.code();
     }
+  }
+
+  static asio::awaitable<void> run_many(std::shared_ptr<write_combiner> to, std::string key, int times,
+                                        std::shared_ptr<pending_write::state> into) {
+    for (int i = 0; i < times && !into->error; ++i)
+      co_await run(to, txn{}.then(put(key, std::to_string(i))), {}, into);
   }
 
   static asio::awaitable<void> run(std::shared_ptr<write_combiner> to, txn what, write_lane lane,
@@ -223,6 +262,42 @@ TEST_CASE("writes that gather are one request, and each gets its own answer") {
   CHECK_FALSE(loser.answer().succeeded);
   CHECK(loser.answer().at(0).range().kvs.at(0).value == "theirs");
   CHECK(r.etcd().keys().size() == 64);
+}
+
+TEST_CASE("who writes again as soon as it has been answered goes with the others") {
+  rig r;
+  constexpr int writers = 16;
+  constexpr int rounds = 10;
+  const auto first = r.hold();
+  std::vector<pending_write> each;
+  for (int i = 0; i < writers; ++i) each.push_back(r.start_many("k" + std::to_string(i), rounds));
+  for (int answers = 0; answers < 1 + rounds; ++answers) {
+    r.advance(1ms);
+    r.release_one();
+  }
+  for (const auto& one : each) CHECK(one.done());
+  CHECK(r.requests() == 1 + rounds);
+  CHECK(r.etcd().keys().at("k0").value == std::to_string(rounds - 1));
+}
+
+TEST_CASE(
+    "waiting for those who have just been answered takes a few turns, and no longer than the batch did") {
+  const auto [took, most_turns] =
+      GENERATE(table<std::chrono::milliseconds, int>({{0ms, 1}, {2ms, 3}, {1s, 4}}));
+  rig r;
+  const auto first = r.hold();
+  const auto a = r.start(write_of("a"));
+  const auto b = r.start(write_of("b"));
+  r.release_one();
+  REQUIRE(first.done());
+  REQUIRE(r.requests() == 2);  // the batch of a and b is under way
+  const auto c = r.start(write_of("c"));
+  r.advance(took);
+  const int turns = r.turns_until_next_request() - 1;  // the first is that of the answer
+  INFO(took.count() << " ms: " << turns);
+  CHECK(r.requests() == 3);
+  CHECK(c.answer().succeeded);
+  CHECK(turns == most_turns);
 }
 
 TEST_CASE("keys are the client's own, in requests and answers") {

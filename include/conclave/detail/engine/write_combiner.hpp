@@ -128,7 +128,7 @@ private:
     who->on_cancel([weak = weak_from_this(), id] {
       if (const auto self = weak.lock()) self->drop(id);
     });
-    act(machine_.add(id, std::move(what), runtime_->now()), nullptr);
+    act(machine_.add(id, std::move(what), runtime_->now()), nullptr, {});
   }
 
   void drop(handle id) {
@@ -136,8 +136,9 @@ private:
     machine_.drop(id);
   }
 
-  /// `why` is what the last batch failed with, if it did.
-  void act(write_combiner_machine::actions what, const std::exception_ptr& why) {
+  /// `why` is what the last batch failed with, if it did, and `took` how long it was under way.
+  void act(write_combiner_machine::actions what, const std::exception_ptr& why,
+           write_combiner_machine::duration took) {
     for (auto& each : what) {
       if (auto* sends = std::get_if<write_combiner_machine::send>(&each)) {
         runtime_->spawn(carry(shared_from_this(), std::move(*sends)));
@@ -146,20 +147,21 @@ private:
       } else if (const auto* failed = std::get_if<write_combiner_machine::failed>(&each)) {
         if (const auto who = caller_of(failed->who)) who->fail(reason(failed->code, why));
       } else {
-        proceed_in(turns_to_gather);
+        proceed_in(turns_to_gather, runtime_->now() + took);
       }
     }
   }
 
   /// Resumed callers come to the strand behind what is posted to it now, those of a lock after a few turns more.
-  void proceed_in(int turns) {
-    const auto posted = runtime_->post([weak = weak_from_this(), turns] {
+  /// On an overloaded executor a turn takes long: what waits does so no longer than it would have for a batch.
+  void proceed_in(int turns, rpc::time_point until) {
+    const auto posted = runtime_->post([weak = weak_from_this(), turns, until] {
       const auto self = weak.lock();
       if (!self) return;
-      if (turns > 1)
-        self->proceed_in(turns - 1);
+      if (turns > 1 && self->runtime_->now() < until)
+        self->proceed_in(turns - 1, until);
       else
-        self->act(self->machine_.proceed(), nullptr);
+        self->act(self->machine_.proceed(), nullptr, {});
     });
     static_cast<void>(posted);  // not if it has stopped: then nobody is served any more
   }

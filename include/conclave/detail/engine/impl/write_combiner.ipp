@@ -59,6 +59,7 @@ CONCLAVE_DECL asio::awaitable<void> write_combiner::carry(std::shared_ptr<write_
   txn_response answer;
   std::exception_ptr failed;
   resends again;
+  const auto sent = self->runtime_->now();
   try {
     if (what.repeatable)
       answer = co_await call(self->runtime_, std::move(what.request), again);
@@ -70,9 +71,9 @@ CONCLAVE_DECL asio::awaitable<void> write_combiner::carry(std::shared_ptr<write_
   const auto now = self->runtime_->now();
   const bool repeated = again.unanswered > 0;
   if (failed)
-    self->act(self->machine_.on_failed(what.batch, code_of(failed), now, repeated), failed);
+    self->act(self->machine_.on_failed(what.batch, code_of(failed), now, repeated), failed, now - sent);
   else
-    self->act(self->machine_.on_answer(what.batch, std::move(answer), now, repeated), nullptr);
+    self->act(self->machine_.on_answer(what.batch, std::move(answer), now, repeated), nullptr, now - sent);
 }
 
 }  // namespace conclave::detail::engine
