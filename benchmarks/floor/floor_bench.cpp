@@ -287,16 +287,8 @@ void lock_many(bed& b) { lock_at_depth(b, b.given.depth); }
 
 void enqueue(bed& b) {
   repeat(b, b.given.producers, [&](std::size_t i, auto done) {
-    const auto key = b.prefix + "queue/" + std::to_string(i);
-    pb::TxnRequest request;
-    add_compare(request, key, 0);
-    auto& made = *request.add_success()->mutable_request_put();
-    made.set_key(key);
-    made.set_value(b.value);
-    call<pb::TxnResponse>::start(b.on, txn_method, request, [done](const pb::TxnResponse& answer) {
-      require(answer.succeeded(), "the name was taken");
-      done();
-    });
+    call<pb::PutResponse>::start(b.on, put_method, put_of(b, "queue/" + std::to_string(i)),
+                                 [done](const pb::PutResponse&) { done(); });
   });
 }
 

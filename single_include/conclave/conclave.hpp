@@ -5929,6 +5929,13 @@ public:
     return out;
   }
 
+  /// The one operation that a write does whatever the state, if that is all it asks for: it needs no nesting.
+  static const request_op* lone_operation(const txn& request) {
+    if (!request.compare.empty() || !request.failure.empty() || request.success.size() != 1) return nullptr;
+    const auto& only = request.success.front();
+    return std::holds_alternative<txn>(only.request) ? nullptr : &only;
+  }
+
   [[nodiscard]] std::size_t waiting() const noexcept { return waiting_.size(); }
   [[nodiscard]] std::size_t in_flight() const noexcept { return under_way_.size(); }
 
@@ -6104,13 +6111,6 @@ private:
       batch.splice(batch.end(), waiting_, each);
     }
     return batch;
-  }
-
-  /// The one operation that a member does whatever the state, if that is all it asks for: it needs no nesting.
-  static const request_op* lone_operation(const txn& request) {
-    if (!request.compare.empty() || !request.failure.empty() || request.success.size() != 1) return nullptr;
-    const auto& only = request.success.front();
-    return std::holds_alternative<txn>(only.request) ? nullptr : &only;
   }
 
   static txn compose(const entries& batch) {
@@ -6352,6 +6352,10 @@ private:
   static asio::awaitable<txn_response> answer_to(std::shared_ptr<write_combiner> self,
                                                  write_combiner_machine::member what);
 
+  /// A put that goes alone goes as such: for a transaction, were it without any condition, etcd takes a view of the
+  /// store first, and that costs it several times as much.
+  static asio::awaitable<txn_response> put_alone(std::shared_ptr<runtime> on, put_request what);
+
   static asio::awaitable<applied> send_aside(std::shared_ptr<write_combiner> self, txn write);
 
   static constexpr int most_aside = 4;
@@ -6489,14 +6493,29 @@ CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::answer_to(std::share
   co_return std::move(out.answer);
 }
 
+CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::put_alone(std::shared_ptr<runtime> on,
+                                                                      put_request what) {
+  put_response answer = co_await call(std::move(on), std::move(what));
+  txn_response out;
+  out.header = answer.header;
+  out.succeeded = true;
+  out.responses.emplace_back().response = std::move(answer);
+  co_return out;
+}
+
 CONCLAVE_DECL asio::awaitable<void> write_combiner::carry(std::shared_ptr<write_combiner> self,
                                                           write_combiner_machine::send what) {
   txn_response answer;
   std::exception_ptr failed;
   resends again;
   const auto sent = self->runtime_->now();
+  const auto* const only = write_combiner_machine::lone_operation(what.request);
+  const bool puts = only != nullptr && std::holds_alternative<put_request>(only->request);
   try {
-    if (what.repeatable)
+    if (puts && !what.repeatable)
+      answer = co_await put_alone(self->runtime_,
+                                  std::get<put_request>(std::move(what.request.success.front().request)));
+    else if (what.repeatable)
       answer = co_await call(self->runtime_, std::move(what.request), again);
     else
       answer = co_await call(self->runtime_, std::move(what.request));
@@ -6579,13 +6598,16 @@ public:
     return found == shared_.end() ? nullptr : std::static_pointer_cast<T>(found->second.lock());
   }
 
-  /// A time in nanoseconds for naming a key: never the same twice. Any thread.
-  std::int64_t unique_time() noexcept {
+  /// Digits for naming a key that nobody else will: a time in nanoseconds, which grows from each to the next, and a
+  /// random number of 64 bits, so that no server has to be asked whether the name is free. Any thread.
+  std::string unique_number() {
     const auto now = runtime_->clock().unix_nanoseconds();
     auto last = last_time_.load(std::memory_order_relaxed);
     while (!last_time_.compare_exchange_weak(last, std::max(now, last + 1), std::memory_order_relaxed)) {
     }
-    return std::max(now, last + 1);
+    const auto random = std::to_string(runtime_->seed());
+    constexpr std::size_t width = 20;
+    return std::to_string(std::max(now, last + 1)) + std::string(width - random.size(), '0') + random;
   }
 
 private:
@@ -9554,7 +9576,7 @@ namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 class backlog_grammar {
 public:
   enum class order {
-    by_commit,  ///< `NAME/` and a time in decimal; the order is that of the mod revisions.
+    by_commit,  ///< `NAME/` and digits, of a time at first; the order is that of the mod revisions.
     by_key,     ///< `NAME/`, five digits of priority, `/`, sixteen digits or more; the order is that of the
                 ///< keys.
   };
@@ -11205,8 +11227,8 @@ namespace conclave::inline CONCLAVE_ABI {
 /// many consumers, each item delivered once. Key-compatible with etcd's Go package, whose programs may stand
 /// at either end.
 ///
-/// In the store: one key an item, `NAME/` and a time in nanoseconds in decimal, without a lease: items
-/// outlive whoever enqueued them. Keys of another form below `NAME/` are left alone, so queue `jobs` does not
+/// In the store: one key an item, `NAME/` and a time in nanoseconds in decimal, with twenty random digits behind it,
+/// without a lease: items outlive whoever enqueued them. Keys of another form below `NAME/` are left alone, so queue `jobs` does not
 /// touch `jobs/x` or `jobs2` (Go's takes their items). Roles need read and write permission on everything
 /// below `NAME/`, and should have it below `__NAME/`, for receipts.
 class queue : public basic_queue {
@@ -11258,7 +11280,6 @@ CONCLAVE_DECL asio::awaitable<revision> queue::put_all(std::shared_ptr<client_st
                                                        std::vector<std::string> values) {
   const auto on = state->runtime();
   revision last = 0;
-  int taken = 0;
   // The order within a revision is that of the names, and they grow.
   const detail::engine::write_lane lane{keys.prefix(), true};
   for (std::size_t begin = 0; begin < values.size();) {
@@ -11269,23 +11290,20 @@ CONCLAVE_DECL asio::awaitable<revision> queue::put_all(std::shared_ptr<client_st
     std::vector<std::string> names;
     txn request;
     for (auto each = begin; each < end; ++each) {
-      names.push_back(keys.prefix() + std::to_string(state->unique_time()));
-      request.when(create_revision(names.back()) == 0).then(put(names.back(), values[each]));
+      names.push_back(keys.prefix() + state->unique_number());
+      request.then(put(names.back(), values[each]));
     }
     std::exception_ptr failed;
     bool unknown = false;
     try {
       const txn_response answer = co_await state->writes()->apply(std::move(request), lane);
-      if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: at no revision");
-      if (!answer.succeeded) {  // another producer had the same nanosecond: take new names
-        if (++taken < 10) continue;
-        throw error(errc::unexpected_response, "KV.Txn: every new name is taken");
-      }
+      if (answer.header.revision <= 0 || !answer.succeeded)
+        throw error(errc::unexpected_response, "enqueue: written at no revision");
       last = answer.header.revision;
     } catch (const error& e) {
       // etcd also looks at its space after it has written, and then refuses what it has done.
-      unknown = taken < 10 && (e.code() == errc::outcome_unknown || e.code() == errc::no_space ||
-                               e.code() == condition::protocol);
+      unknown =
+          e.code() == errc::outcome_unknown || e.code() == errc::no_space || e.code() == condition::protocol;
       failed = std::current_exception();
       if (begin > 0)
         failed = std::make_exception_ptr(error(static_cast<errc>(e.code().value()),

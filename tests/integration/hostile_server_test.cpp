@@ -121,7 +121,7 @@ TEST_CASE("recipes pass on that an answer was no message, and leave nothing in t
     CHECK(trying == condition::protocol);
     co_await keys_below(c, "lock/", 0, promptly);
 
-    proxy.next<txn>(scripted_etcd::replaced(no_message()), enqueues);
+    proxy.next<put_request>(scripted_etcd::replaced(no_message()));
     co_await q.enqueue("a");  // it looks, and the item is there
 
     co_await q.enqueue("b");
@@ -296,9 +296,8 @@ TEST_CASE("a transaction's answers of another number or kind are an error of the
       CHECK(proxy.outstanding() == 0);
     }
 
-    // Nobody needs the answers to an item's put: the item is there, and once.
-    proxy.next<txn>(scripted_etcd::edited<txn_response>([](txn_response& r) { r.responses.clear(); }),
-                    enqueues);
+    // It looks, and the item is there, once.
+    proxy.next<put_request>(scripted_etcd::edited<put_response>([](put_response& r) { r.header = {}; }));
     co_await q.enqueue("only");
     const auto size = co_await q.size();
     CHECK(size == 1);
@@ -551,13 +550,13 @@ TEST_CASE("an item whose answer gets lost is looked for, and put once") {
   on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
     auto c = connect(context, proxy);
     queue q{c, "queue"};
-    proxy.next<txn>(scripted_etcd::lost(), enqueues);
+    proxy.next<put_request>(scripted_etcd::lost());
     const auto at = co_await q.enqueue("a");
     CHECK(at > 0);
     auto size = co_await q.size();
     CHECK(size == 1);
     // Not written: it says so.
-    proxy.next<txn>(scripted_etcd::refused({status_code::unavailable, "Socket closed"}), enqueues);
+    proxy.next<put_request>(scripted_etcd::refused({status_code::unavailable, "Socket closed"}));
     const auto unwritten = co_await error_of(q.enqueue("b"));
     CHECK(unwritten == condition::outcome_unknown);
     size = co_await q.size();
@@ -1521,26 +1520,10 @@ TEST_CASE("an item whose put is answered by nothing is not put twice") {
   on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
     auto c = connect(context, proxy);
     queue q{c, "queue"};
-    proxy.next<txn>(scripted_etcd::replaced(""), enqueues);
+    proxy.next<put_request>(scripted_etcd::replaced(""));
     co_await q.enqueue("a");  // it looks whether the item is there
     const auto size = co_await q.size();
     CHECK(size == 1);
-  });
-}
-
-TEST_CASE("an enqueue that is refused for ever does not ask in a loop") {
-  on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
-    auto c = connect(context, proxy);
-    queue q{c, "queue"};
-    txn_response refused;
-    refused.header.revision = 5;
-    proxy.each<txn>(scripted_etcd::answered({conclave::detail::wire::encode(refused)}), enqueues);
-    auto putting = start(context, [&] { return q.enqueue("a"); });
-    co_await pause_for(2s);
-    const int asked = proxy.calls("/etcdserverpb.KV/Txn");
-    CHECK(asked <= 50);
-    putting.cancel();
-    co_await eventually("it ends", [&] { return putting.done(); });
   });
 }
 

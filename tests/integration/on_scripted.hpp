@@ -73,12 +73,6 @@ inline bool unlocks(const txn& request) {
          std::holds_alternative<delete_range_request>(request.success[0].request);
 }
 
-/// Puts queued items.
-inline bool enqueues(const txn& request) {
-  const auto* put = request.success.empty() ? nullptr : std::get_if<put_request>(&request.success[0].request);
-  return put != nullptr && put->lease == 0;
-}
-
 /// Takes queued items: transactions within one.
 inline bool claims(const txn& request) {
   return !request.success.empty() && std::holds_alternative<txn>(request.success[0].request);

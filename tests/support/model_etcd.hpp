@@ -372,8 +372,11 @@ private:
       if (const auto* reads = std::get_if<range_request>(&each.request)) {
         done.response = read(*reads);
       } else if (const auto* puts = std::get_if<put_request>(&each.request)) {
+        put_response put;
+        if (const auto before = keys_.find(puts->key); puts->prev_kv && before != keys_.end())
+          put.prev_kv = before->second;
         write(*puts, events);
-        done.response = put_response{};
+        done.response = std::move(put);
       } else if (const auto* deletes = std::get_if<delete_range_request>(&each.request)) {
         delete_range_response deleted;
         for (const auto& [key, kv] : std::map<std::string, key_value>{keys_})

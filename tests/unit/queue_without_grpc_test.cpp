@@ -56,6 +56,28 @@ items left_in(world& w, const std::string& prefix) {
 
 }  // namespace
 
+TEST_CASE("producers that have the same time take no item from each other") {
+  world w;
+  const client left = w.connect();
+  const client right = w.connect();
+  const queue lq{left, "jobs"};
+  const queue rq{right, "jobs"};
+  items put;
+  for (int i = 0; i < 5; ++i) {
+    for (const queue* each : {&lq, &rq}) {
+      put.push_back("item " + std::to_string(put.size()));
+      w.get(each->enqueue(put.back()));
+    }
+  }
+  const items all{"all 1", "all 2"};
+  w.get(lq.enqueue_all(all));
+  put.insert(put.end(), all.begin(), all.end());
+  CHECK(left_in(w, "jobs/").size() == put.size());
+  items got;
+  for (std::size_t i = 0; i < put.size(); ++i) got.push_back(w.get(rq.dequeue()));
+  CHECK(got == put);
+}
+
 TEST_CASE("a claim whose answer is lost is found out, and its item delivered once") {
   world w;
   const client c = w.connect();
@@ -63,7 +85,6 @@ TEST_CASE("a claim whose answer is lost is found out, and its item delivered onc
   warm_up(w, q);
   auto waiting = w.start(q.dequeue());
   w.settle();
-  w.server().next("KV.Txn", fate::answered);  // the enqueue
   bool late = false;
   SECTION("it was applied") { w.server().next("KV.Txn", fate::answer_lost); }
   SECTION("it was refused") { w.server().next("KV.Txn", fate::refused); }

@@ -19,7 +19,6 @@ CONCLAVE_DECL asio::awaitable<revision> queue::put_all(std::shared_ptr<client_st
                                                        std::vector<std::string> values) {
   const auto on = state->runtime();
   revision last = 0;
-  int taken = 0;
   // The order within a revision is that of the names, and they grow.
   const detail::engine::write_lane lane{keys.prefix(), true};
   for (std::size_t begin = 0; begin < values.size();) {
@@ -30,23 +29,20 @@ CONCLAVE_DECL asio::awaitable<revision> queue::put_all(std::shared_ptr<client_st
     std::vector<std::string> names;
     txn request;
     for (auto each = begin; each < end; ++each) {
-      names.push_back(keys.prefix() + std::to_string(state->unique_time()));
-      request.when(create_revision(names.back()) == 0).then(put(names.back(), values[each]));
+      names.push_back(keys.prefix() + state->unique_number());
+      request.then(put(names.back(), values[each]));
     }
     std::exception_ptr failed;
     bool unknown = false;
     try {
       const txn_response answer = co_await state->writes()->apply(std::move(request), lane);
-      if (answer.header.revision <= 0) throw error(errc::unexpected_response, "KV.Txn: at no revision");
-      if (!answer.succeeded) {  // another producer had the same nanosecond: take new names
-        if (++taken < 10) continue;
-        throw error(errc::unexpected_response, "KV.Txn: every new name is taken");
-      }
+      if (answer.header.revision <= 0 || !answer.succeeded)
+        throw error(errc::unexpected_response, "enqueue: written at no revision");
       last = answer.header.revision;
     } catch (const error& e) {
       // etcd also looks at its space after it has written, and then refuses what it has done.
-      unknown = taken < 10 && (e.code() == errc::outcome_unknown || e.code() == errc::no_space ||
-                               e.code() == condition::protocol);
+      unknown =
+          e.code() == errc::outcome_unknown || e.code() == errc::no_space || e.code() == condition::protocol;
       failed = std::current_exception();
       if (begin > 0)
         failed = std::make_exception_ptr(error(static_cast<errc>(e.code().value()),

@@ -41,15 +41,19 @@ class listening_transport final : public conclave::test::scripted_transport {
 public:
   using scripted_transport::scripted_transport;
 
+  /// A put as a transaction of it alone.
   std::vector<txn> heard;
+  /// How many of them came as puts.
+  int puts = 0;
   /// What becomes of the next answer.
   bool next_is_nonsense = false;
 
   void unary(const char* path, std::string request, rpc::metadata headers, std::chrono::milliseconds limit,
              std::unique_ptr<rpc::receiver<rpc::unary_result>> done) override {
-    if (conclave::detail::wire::decode(request, heard.emplace_back()) !=
-        conclave::detail::wire::decode_error::none)
-      throw std::logic_error{"no transaction"};
+    const auto name = std::string_view{path};
+    puts += name.ends_with("/Put") ? 1 : 0;
+    heard.push_back(name.ends_with("/Put") ? txn{}.then(decoded<conclave::put_request>(request))
+                                           : decoded<txn>(request));
     if (std::exchange(next_is_nonsense, false)) {
       txn_response nonsense;
       nonsense.succeeded = true;
@@ -57,6 +61,15 @@ public:
       return;
     }
     scripted_transport::unary(path, std::move(request), std::move(headers), limit, std::move(done));
+  }
+
+private:
+  template <class Message>
+  static Message decoded(const std::string& bytes) {
+    Message out;
+    if (conclave::detail::wire::decode(bytes, out) != conclave::detail::wire::decode_error::none)
+      throw std::logic_error{"no such message"};
+    return out;
   }
 };
 
@@ -241,6 +254,44 @@ TEST_CASE("a write alone leaves at once and as it is") {
   CHECK(r.listening->heard == std::vector<txn>{create("a")});
   CHECK(r.etcd().keys().at("a").value == "mine");
   CHECK(r.combiner->in_flight() == 0);
+}
+
+TEST_CASE("a put alone goes as a put") {
+  rig r;
+  (void)r.etcd().apply(put("a", "old"));
+  const auto done = r.get(txn{}.then(put("a", "new", {.prev_kv = true})));
+  CHECK(r.listening->puts == 1);
+  CHECK(r.etcd().keys().at("a").value == "new");
+  CHECK(done.answer().succeeded);
+  CHECK(done.answer().header.revision == r.etcd().current());
+  REQUIRE(done.answer().responses.size() == 1);
+  CHECK(done.answer().at(0).put().prev_kv.value().value == "old");
+  SECTION("its error is its own") {
+    const auto bad = r.get(txn{}.then(put("a", "", {.lease = 99})));
+    CHECK(bad.error() == errc::lease_not_found);
+  }
+  SECTION("it is not sent twice") {
+    r.server->next("KV.Put", fate::answer_lost);
+    const auto lost = r.start(write_of("b"));
+    r.advance(10s);
+    CHECK(lost.error() == errc::outcome_unknown);
+    CHECK(r.requests() == 2);
+  }
+  SECTION("unless it may be") {
+    r.server->next("KV.Txn", fate::answer_lost);
+    const auto again = r.start_repeatable(write_of("b"));
+    r.advance(10s);
+    CHECK(again.answer().succeeded);
+    CHECK(again.repeated());
+  }
+  SECTION("others are no puts") {
+    (void)r.get(create("b"));
+    (void)r.get(txn{}.then(delete_key("b")));
+    (void)r.get(txn{}.then(put("b", "")).otherwise(range("b")));
+    (void)r.get(txn{}.then(put("b", ""), range("b")));
+    CHECK(r.requests() == 5);
+    CHECK(r.listening->puts == 1);
+  }
 }
 
 TEST_CASE("writes that gather are one request, and each gets its own answer") {
@@ -450,7 +501,7 @@ TEST_CASE("no server: everybody is told so") {
 
 TEST_CASE("a write that has waited for a silent server as long as a request may take is not sent") {
   rig r;
-  r.server->next("KV.Txn", fate::never_arrives);
+  r.server->next("KV.Put", fate::never_arrives);
   const auto first = r.start(write_of("first"));
   r.settle();
   const auto a = r.start(write_of("a"));

@@ -213,6 +213,13 @@ public:
     return out;
   }
 
+  /// The one operation that a write does whatever the state, if that is all it asks for: it needs no nesting.
+  static const request_op* lone_operation(const txn& request) {
+    if (!request.compare.empty() || !request.failure.empty() || request.success.size() != 1) return nullptr;
+    const auto& only = request.success.front();
+    return std::holds_alternative<txn>(only.request) ? nullptr : &only;
+  }
+
   [[nodiscard]] std::size_t waiting() const noexcept { return waiting_.size(); }
   [[nodiscard]] std::size_t in_flight() const noexcept { return under_way_.size(); }
 
@@ -388,13 +395,6 @@ private:
       batch.splice(batch.end(), waiting_, each);
     }
     return batch;
-  }
-
-  /// The one operation that a member does whatever the state, if that is all it asks for: it needs no nesting.
-  static const request_op* lone_operation(const txn& request) {
-    if (!request.compare.empty() || !request.failure.empty() || request.success.size() != 1) return nullptr;
-    const auto& only = request.success.front();
-    return std::holds_alternative<txn>(only.request) ? nullptr : &only;
   }
 
   static txn compose(const entries& batch) {

@@ -22,7 +22,7 @@ namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 class backlog_grammar {
 public:
   enum class order {
-    by_commit,  ///< `NAME/` and a time in decimal; the order is that of the mod revisions.
+    by_commit,  ///< `NAME/` and digits, of a time at first; the order is that of the mod revisions.
     by_key,     ///< `NAME/`, five digits of priority, `/`, sixteen digits or more; the order is that of the
                 ///< keys.
   };

@@ -54,14 +54,29 @@ CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::answer_to(std::share
   co_return std::move(out.answer);
 }
 
+CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::put_alone(std::shared_ptr<runtime> on,
+                                                                      put_request what) {
+  put_response answer = co_await call(std::move(on), std::move(what));
+  txn_response out;
+  out.header = answer.header;
+  out.succeeded = true;
+  out.responses.emplace_back().response = std::move(answer);
+  co_return out;
+}
+
 CONCLAVE_DECL asio::awaitable<void> write_combiner::carry(std::shared_ptr<write_combiner> self,
                                                           write_combiner_machine::send what) {
   txn_response answer;
   std::exception_ptr failed;
   resends again;
   const auto sent = self->runtime_->now();
+  const auto* const only = write_combiner_machine::lone_operation(what.request);
+  const bool puts = only != nullptr && std::holds_alternative<put_request>(only->request);
   try {
-    if (what.repeatable)
+    if (puts && !what.repeatable)
+      answer = co_await put_alone(self->runtime_,
+                                  std::get<put_request>(std::move(what.request.success.front().request)));
+    else if (what.repeatable)
       answer = co_await call(self->runtime_, std::move(what.request), again);
     else
       answer = co_await call(self->runtime_, std::move(what.request));
