@@ -1522,8 +1522,15 @@ TEST_CASE("an item whose put is answered by nothing is not put twice") {
     queue q{c, "queue"};
     proxy.next<put_request>(scripted_etcd::replaced(""));
     co_await q.enqueue("a");  // it looks whether the item is there
-    const auto size = co_await q.size();
+    auto size = co_await q.size();
     CHECK(size == 1);
+    // Nor items whose transaction, which has no condition, is said to have met one that did not hold.
+    proxy.next<txn>(scripted_etcd::edited<txn_response>([](txn_response& r) { r.succeeded = false; }));
+    const std::vector<std::string> pair{"b", "c"};
+    co_await q.enqueue_all(pair);
+    size = co_await q.size();
+    CHECK(size == 3);
+    CHECK(proxy.outstanding() == 0);
   });
 }
 
