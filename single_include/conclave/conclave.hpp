@@ -6353,7 +6353,7 @@ private:
                                                  write_combiner_machine::member what);
 
   /// A put that goes alone goes as such: for a transaction, were it without any condition, etcd takes a view of the
-  /// store first, and that costs it several times as much.
+  /// store first, and that costs it more.
   static asio::awaitable<txn_response> put_alone(std::shared_ptr<runtime> on, put_request what);
 
   static asio::awaitable<applied> send_aside(std::shared_ptr<write_combiner> self, txn write);
@@ -11227,10 +11227,10 @@ namespace conclave::inline CONCLAVE_ABI {
 /// many consumers, each item delivered once. Key-compatible with etcd's Go package, whose programs may stand
 /// at either end.
 ///
-/// In the store: one key an item, `NAME/` and a time in nanoseconds in decimal, with twenty random digits behind it,
-/// without a lease: items outlive whoever enqueued them. Keys of another form below `NAME/` are left alone, so queue `jobs` does not
-/// touch `jobs/x` or `jobs2` (Go's takes their items). Roles need read and write permission on everything
-/// below `NAME/`, and should have it below `__NAME/`, for receipts.
+/// In the store: one key an item, `NAME/` and a time in nanoseconds in decimal, with twenty random digits
+/// behind it, without a lease: items outlive whoever enqueued them. Keys of another form below `NAME/` are
+/// left alone, so queue `jobs` does not touch `jobs/x` or `jobs2` (Go's takes their items). Roles need read
+/// and write permission on everything below `NAME/`, and should have it below `__NAME/`, for receipts.
 class queue : public basic_queue {
 public:
   /// \throws error (`invalid_argument`) if the name is empty.

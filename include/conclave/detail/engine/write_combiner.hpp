@@ -118,7 +118,7 @@ private:
                                                  write_combiner_machine::member what);
 
   /// A put that goes alone goes as such: for a transaction, were it without any condition, etcd takes a view of the
-  /// store first, and that costs it several times as much.
+  /// store first, and that costs it more.
   static asio::awaitable<txn_response> put_alone(std::shared_ptr<runtime> on, put_request what);
 
   static asio::awaitable<applied> send_aside(std::shared_ptr<write_combiner> self, txn write);
