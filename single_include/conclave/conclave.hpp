@@ -2874,11 +2874,15 @@ public:
 
   /// Calls `look` when it is time for whoever waits for an event to look for itself again: one that a server has
   /// lost must not be waited for without end. It says whether it reads. In 10 to 30 s, spread, so that those who
-  /// began together do not come together; later when more than a thousand wait, since all of a client read 50
-  /// times a second at most. On the strand.
+  /// began together do not come together. On the strand.
   timer_id look_later(std::function<bool()> look) {
     const std::chrono::milliseconds spread{clock_->entropy() % 20'000};
-    return at(now() + std::chrono::seconds{10} + spread, [this, look = std::move(look)]() mutable {
+    return look_in(std::chrono::seconds{10} + spread, std::move(look));
+  }
+
+  /// The same after `time`; later when many are to look, since all of a client read 50 times a second at most.
+  timer_id look_in(duration time, std::function<bool()> look) {
+    return at(now() + time, [this, look = std::move(look)]() mutable {
       looks_.push(std::move(look));
       if (!look_timer_) run_looks();
     });
@@ -3613,14 +3617,14 @@ template <message M>
 
 namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
-/// Sizes of embedded messages in the order in which the walk enters them. The first few need no
-/// allocation.
+/// Sizes of embedded messages in the order in which the walk enters them. As many as a large batch of writes has need
+/// no allocation.
 class size_list {
 public:
   /// Reserves the next place and returns its index.
   [[nodiscard]] std::size_t claim() {
     if (count_ >= near_.size()) {
-      if (far_.capacity() == 0) far_.reserve(16 * near_.size());
+      if (far_.capacity() == 0) far_.reserve(near_.size());
       far_.push_back(0);
     }
     return count_++;
@@ -3643,7 +3647,7 @@ public:
 
 private:
   // Left uninitialised: set() precedes take().
-  std::array<std::uint32_t, 32> near_;
+  std::array<std::uint32_t, 1024> near_;
   std::vector<std::uint32_t> far_;
   std::size_t count_ = 0;
   std::size_t taken_ = 0;
@@ -6307,7 +6311,7 @@ public:
 
   /// The same for a write that does its work once, however often and however late its copies arrive: it goes
   /// again when there is no answer, unless it shares its batch with one that must not.
-  asio::awaitable<applied> apply_repeatable(txn write);
+  asio::awaitable<applied> apply_repeatable(txn write, write_lane lane = {});
 
   /// The same for one that somebody waits for: it goes by itself and does not wait for the answer to others. With
   /// those that have nobody behind them once `most_aside` are under way so: thousands at a time are more than
@@ -6322,8 +6326,10 @@ private:
   using handle = write_combiner_machine::handle;
   using caller = std::shared_ptr<waiter<applied>>;
 
-  [[nodiscard]] write_combiner_machine::member member_of(txn write) const {
+  [[nodiscard]] write_combiner_machine::member member_of(txn write, write_lane lane) const {
     write_combiner_machine::member what;
+    what.lane = std::move(lane.name);
+    what.may_share = lane.may_share;
     what.bytes = size_of(write) + 2 * runtime_->keys().prefix().size() * count_keys(write);
     what.write = std::move(write);
     return what;
@@ -6445,14 +6451,12 @@ private:
 namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::apply(txn write, write_lane lane) {
-  auto what = member_of(std::move(write));
-  what.lane = std::move(lane.name);
-  what.may_share = lane.may_share;
-  return answer_to(shared_from_this(), std::move(what));
+  return answer_to(shared_from_this(), member_of(std::move(write), std::move(lane)));
 }
 
-CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_repeatable(txn write) {
-  auto what = member_of(std::move(write));
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_repeatable(txn write,
+                                                                                        write_lane lane) {
+  auto what = member_of(std::move(write), std::move(lane));
   what.repeatable = true;
   return wait_for(shared_from_this(), std::move(what));
 }
@@ -8292,17 +8296,27 @@ public:
     for (const auto& each : std::exchange(early_, {})) apply(each);
   }
 
-  /// All keys below the prefix at revision `at`, read while the watch goes on: who is not among them is gone,
-  /// whether or not an event has told of it. (Who is ahead was known from the first; those that came since stand
-  /// behind and come by their events.) The keys touched are as in `events`.
+  /// All keys below the prefix at revision `at`, read while the watch goes on. Who is not among them is gone,
+  /// whether or not an event has told of it. If the watch has told of less than that, so have those who came:
+  /// their events are late, and are dropped when they come. The keys touched are as in `events`.
   std::vector<std::string> confirm(const std::vector<key_value>& keys, revision at) {
     std::vector<std::string> touched;
     if (!live_) return touched;
     std::set<std::pair<revision, std::string>> there;
-    for (const auto& each : keys) there.emplace(each.create_revision, each.key);
+    for (const auto& each : keys)
+      if (grammar_.is_participant(each.key)) there.emplace(each.create_revision, each.key);
     for (const auto& each : participants_)
       if (each.first <= at && !there.contains(each)) touched.push_back(each.second);
     for (const auto& each : touched) erase(each);
+    if (at > applied_) {
+      for (const auto& [created, key] : there) {
+        if (stands(key, created)) continue;
+        insert(key, created);
+        touched.push_back(key);
+      }
+      applied_ = at;
+      last_event_ = 0;
+    }
     if (!touched.empty() && !participants_.empty()) touched.push_back(participants_.begin()->second);
     return touched;
   }
@@ -8338,6 +8352,11 @@ public:
   /// Whether nobody is ahead of the key, which stands.
   [[nodiscard]] bool is_first(const std::string& key) const {
     return !participants_.empty() && participants_.begin()->second == key;
+  }
+
+  /// Whether somebody else stands in the line, as far as is known now.
+  [[nodiscard]] bool shows_other_than(const std::string& key) const {
+    return live_ && participants_.size() > (create_revisions_.contains(key) ? 1U : 0U);
   }
 
   [[nodiscard]] std::size_t size() const noexcept { return participants_.size(); }
@@ -8434,6 +8453,13 @@ public:
     if (last && last != who) last->on_succeeded_by(token);
   }
 
+  /// Something was written to the line at revision `at`, and the watch must tell of it. If it does not in time it
+  /// tells of nothing else either, and the line is read.
+  void expect(revision at) {
+    expected_ = std::max(expected_, at);
+    if (!expect_timer_ && !machine_.knows(at)) plan_probe(at);
+  }
+
   /// Does nothing if another member has taken the key over.
   void detach(const std::string& key, const member* who) {
     if (holder_ == who) holder_ = nullptr;
@@ -8496,6 +8522,22 @@ private:
     return waiting;
   }
 
+  void plan_probe(revision at) {
+    expect_timer_ = runtime_->look_in(std::chrono::seconds{1}, [weak = weak_from_this(), at] {
+      const auto self = weak.lock();
+      return self && self->probe(at);
+    });
+  }
+
+  bool probe(revision at) {
+    expect_timer_.reset();
+    if (members_.empty() || machine_.knows(expected_)) return false;
+    plan_probe(expected_);
+    const bool late = machine_.knows(0) && !machine_.knows(at);
+    if (late) runtime_->spawn(look(shared_from_this(), round_));
+    return late;
+  }
+
   /// See `runtime::look_later`.
   static asio::awaitable<void> look(std::shared_ptr<line_view> self, std::uint64_t round);
 
@@ -8531,6 +8573,8 @@ private:
   std::uint64_t round_ = 0;
   engine::backoff patience_{std::chrono::milliseconds{500}, std::chrono::seconds{30}, 1};
   std::optional<engine::runtime::timer_id> look_timer_;
+  revision expected_ = 0;  ///< The last that the watch must tell of.
+  std::optional<engine::runtime::timer_id> expect_timer_;
 };
 
 }  // namespace conclave::detail::pattern
@@ -8795,13 +8839,16 @@ private:
     bool first = false;
   };
 
-  [[nodiscard]] txn join_request() const {
-    const range_options first{
-        .limit = 1, .order = sort_order::ascend, .target = sort_target::create, .keys_only = true};
+  /// With `ask`, both branches also tell whether the key is the only one below the prefix.
+  [[nodiscard]] txn join_request(bool ask) const {
     txn request;
     request.when(create_revision(key_) == 0)
-        .then(put(key_, "", {.lease = lease_id_}), range_prefix(grammar_.prefix(), first))
-        .otherwise(range(key_, {.keys_only = true}), range_prefix(grammar_.prefix(), first));
+        .then(put(key_, "", {.lease = lease_id_}))
+        .otherwise(range(key_, {.keys_only = true}));
+    if (ask) {
+      const request_op whether_alone = range_prefix(grammar_.prefix(), {.limit = 2, .keys_only = true});
+      request.then(whether_alone).otherwise(whether_alone);
+    }
     return request;
   }
 
@@ -8842,6 +8889,7 @@ private:
       return;
     }
     phase_ = phase::standing;
+    view_->expect(token_);
     evaluate();
   }
 
@@ -8994,14 +9042,20 @@ CONCLAVE_DECL asio::awaitable<void> line_member::join_line(std::shared_ptr<line_
         // Only foreign keys, as far as was looked: stand in line and see who is first.
         ask_only = false;
       }
-      const auto applied = co_await self->writes_->apply_repeatable(self->join_request());
+      // Behind somebody it is the view that tells of the turn. The question would cost the server a walk along
+      // the line, and make the request wait for the answers to releases that are under way.
+      const bool ask = !self->view_->line().shows_other_than(self->key_);
+      engine::write_lane line{self->grammar_.prefix()};
+      const auto applied = co_await self->writes_->apply_repeatable(self->join_request(ask), std::move(line));
       // A copy that had no answer may put the key when this one's has been deleted.
       if (applied.repeated) self->may_linger_ = true;
       if (self->phase_ != phase::joining) co_return;
       const txn_response& answer = applied.answer;
       joined result;
-      const auto& first = answer.at(1).range().kvs;
-      result.first = !first.empty() && first.front().key == self->key_;
+      if (ask) {
+        const auto& there = answer.at(1).range().kvs;
+        result.first = there.size() == 1 && there.front().key == self->key_;
+      }
       if (answer.succeeded) {
         result.token = token_of(answer);
       } else {

@@ -47,11 +47,12 @@ public:
         events();
         break;
       case 6:
-        if (applied_) break;  // one listing for each gap
         if (!read_at_)
           read_at_ = store_.now();
-        else
+        else if (!applied_)
           snapshot();
+        else
+          confirm();
         break;
       default:
         if (input_.one_in(4)) gap();
@@ -61,6 +62,8 @@ public:
   }
 
 private:
+  using line = std::set<std::pair<revision, std::string>>;
+
   void write() {
     std::vector<std::string> puts;
     std::vector<std::string> removals;
@@ -81,7 +84,11 @@ private:
       return;
     }
     applied_ = std::max(*applied_, store_.told());
-    // Whoever waits for a change of his standing, or to be first, must be woken by it.
+    must_wake(before, touched);
+  }
+
+  /// Whoever waits for a change of his standing, or to be first, is woken by it.
+  void must_wake(const line& before, const std::vector<std::string>& touched) const {
     const std::set<std::string> woken(touched.begin(), touched.end());
     const auto after = known();
     for (const auto* key : participants)
@@ -89,6 +96,18 @@ private:
     const auto first = front(after);
     demand(first.empty() || first == front(before) || woken.contains(first),
            "who comes to the front is told");
+  }
+
+  /// A reading beside the watch, which may be ahead of it or behind.
+  void confirm() {
+    tell("reading at " + std::to_string(*read_at_));
+    const auto before = known();
+    std::vector<key_value> keys;
+    for (const auto& [key, each] : store_.at(*read_at_)) keys.push_back(each);
+    const auto touched = machine_.confirm(keys, *read_at_);
+    applied_ = std::max(*applied_, *read_at_);
+    read_at_.reset();
+    must_wake(before, touched);
   }
 
   void snapshot() {
@@ -132,8 +151,6 @@ private:
     }
     for (const auto* key : others) demand(machine_.since(key) == 0, "nobody else stands");
   }
-
-  using line = std::set<std::pair<revision, std::string>>;
 
   /// What the machine should know.
   [[nodiscard]] line known() const {

@@ -171,6 +171,50 @@ TEST_CASE("lost ends without an error when the lock is released") {
 
 // ---- contention -------------------------------------------------------------------------------------------
 
+TEST_CASE(
+    "sessions of one client that come to a held lock at once have each a place and a token of their own") {
+  on_etcd([](asio::io_context& context, etcd_server& server) -> asio::awaitable<void> {
+    constexpr std::size_t contenders = 30;
+    const auto c = connect(context, server);
+    std::vector<session> sessions;
+    for (std::size_t i = 0; i < contenders + 1; ++i)
+      sessions.push_back(co_await session::open(c, {.ttl = 10s}));
+    // Whoever has waited has the lock by an event: the client knows the line, and that somebody is ahead.
+    mutex m{sessions.back(), "lock/a"};
+    mutex other{sessions.front(), "lock/a"};
+    auto before = co_await other.lock();
+    auto waiting = start(context, [&] { return m.lock(); });
+    co_await let_it_begin();
+    co_await before.unlock();
+    auto first = co_await waiting.result();
+
+    revision last = first.token();
+    std::size_t holds = 0;
+    auto hold_once = [&](session by) -> asio::awaitable<void> {
+      mutex own{by, "lock/a"};
+      auto lock = co_await own.lock();
+      ++holds;
+      CHECK(lock.token() > last);
+      last = lock.token();
+      co_await lock.unlock();
+    };
+    std::vector<task<void>> workers;
+    for (std::size_t i = 0; i < contenders; ++i)
+      workers.push_back(start(context, [&hold_once, by = sessions[i]] { return hold_once(by); }));
+    co_await eventually("all stand in line", [&]() -> asio::awaitable<bool> {
+      const auto line = co_await c.range(conclave::range_prefix("lock/a/", {.count_only = true}));
+      co_return line.count == static_cast<std::int64_t>(contenders + 1);
+    });
+    std::set<revision> places;
+    const auto line = co_await c.range(conclave::range_prefix("lock/a/"));
+    for (const auto& each : line.kvs) places.insert(each.create_revision);
+    CHECK(places.size() == contenders + 1);
+    co_await first.unlock();
+    for (auto& each : workers) co_await each.result(20s);
+    CHECK(holds == contenders);
+  });
+}
+
 TEST_CASE("ten sessions of four clients exclude each other, by the store's own record") {
   on_etcd([](asio::io_context& context, etcd_server& server) -> asio::awaitable<void> {
     constexpr int rounds = 20;

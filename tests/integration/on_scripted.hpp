@@ -53,19 +53,20 @@ inline asio::awaitable<void> check_free(client other, std::string name) {
 
 // ---- whose transaction it is ------------------------------------------------------------------------------
 
-/// The first of a lock: puts a key under a lease, and reads who is first.
-inline bool joins(const txn& request) {
-  if (request.success.size() != 2) return false;
-  const auto* put = std::get_if<put_request>(&request.success[0].request);
-  return put != nullptr && put->lease != 0;
+/// Puts a key under a lease, and when it cannot, reads: that key, or the line.
+inline bool takes_a_place(const txn& request, bool reads_the_line) {
+  if (request.success.empty() || request.failure.empty()) return false;
+  const auto* puts = std::get_if<put_request>(&request.success[0].request);
+  const auto* reads = std::get_if<range_request>(&request.failure[0].request);
+  return puts != nullptr && puts->lease != 0 && reads != nullptr &&
+         (reads->key != puts->key) == reads_the_line;
 }
 
-/// A try to lock: puts a key under a lease, and nothing else.
-inline bool tries(const txn& request) {
-  if (request.success.size() != 1) return false;
-  const auto* put = std::get_if<put_request>(&request.success[0].request);
-  return put != nullptr && put->lease != 0;
-}
+/// The first of a lock: puts its key, and reads whether that is the only one unless somebody is known to be ahead.
+inline bool joins(const txn& request) { return takes_a_place(request, false); }
+
+/// A try to lock: puts its key if nobody stands in the line.
+inline bool tries(const txn& request) { return takes_a_place(request, true); }
 
 /// Deletes a lock's own key.
 inline bool unlocks(const txn& request) {

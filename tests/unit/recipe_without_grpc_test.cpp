@@ -450,8 +450,20 @@ TEST_CASE("in one client a holder hears of its loss before the next one has the 
     w.advance(2s);
     CHECK(waiting.value().held());
   }
-  SECTION("if the next one's own request does, before any event") {
+  SECTION("if no event tells of it, nor of the next one's place, and so the line is read") {
     w.server().tells_events = false;
+    (void)w.etcd().apply(conclave::delete_key(held.key()));
+    auto waiting = w.start(note_lock(m2, notes));
+    w.settle();
+    CHECK_FALSE(waiting.done());
+    w.advance(1s);
+    CHECK(waiting.value().held());
+  }
+  SECTION("if the next one's own request does, while nothing is known of the line") {
+    w.server().tells_events = false;
+    w.server().next("KV.Range", fate::never_arrives);
+    w.server().break_streams();
+    w.advance(2s);
     (void)w.etcd().apply(conclave::delete_key(held.key()));
     auto waiting = w.start(note_lock(m2, notes));
     w.settle();

@@ -153,6 +153,23 @@ TEST_CASE("nobody is first in an empty line") {
   CHECK(m.knows(5));
 }
 
+TEST_CASE("whether somebody else stands in line is said of what is known now") {
+  auto m = line();
+  CHECK_FALSE(m.shows_other_than("a/1"));
+  m.begin();
+  m.snapshot({stands("a/1", 10), stands("a/zz", 11)}, 20);
+  CHECK_FALSE(m.shows_other_than("a/1"));
+  CHECK(m.shows_other_than("a/2"));
+  m.events({put("a/2", 21)});
+  CHECK(m.shows_other_than("a/1"));
+  CHECK(m.shows_other_than("a/2"));
+  m.events({deleted("a/1", 22)});
+  CHECK(m.shows_other_than("a/1"));
+  CHECK_FALSE(m.shows_other_than("a/2"));
+  m.begin();  // what was known may be long past
+  CHECK_FALSE(m.shows_other_than("a/1"));
+}
+
 TEST_CASE("keys of another form are counted and stand in nobody's way") {
   auto m = line();
   m.begin();
@@ -258,6 +275,40 @@ TEST_CASE("after a gap nothing is known until the next snapshot, which replaces 
   CHECK(m.is_first("a/5"));
   CHECK(m.foreign() == 1);
   CHECK(m.knows(31));
+}
+
+TEST_CASE("who is not in a later reading is gone, though no event has told of it") {
+  auto m = line_of_three();  // at 20
+  m.events({put("a/4", 30)});
+  CHECK(m.confirm({stands("a/2", 12), stands("a/3", 13)}, 25) == keys{"a/1", "a/2"});
+  CHECK(m.size() == 3);
+  CHECK(m.is_first("a/2"));
+  CHECK(m.stands("a/4", 30));  // who came after the reading
+  CHECK(m.knows(30));
+  CHECK(m.confirm({stands("a/2", 12), stands("a/3", 13)}, 25).empty());
+}
+
+TEST_CASE("a reading that is ahead of the events stands for them") {
+  auto m = line_of_three();
+  CHECK(m.confirm({stands("a/1", 25), stands("a/3", 13), stands("a/4", 22), stands("a/zz", 23)}, 26) ==
+        keys{"a/1", "a/2", "a/4", "a/1", "a/3"});
+  CHECK(m.size() == 3);
+  CHECK(m.stands("a/1", 25));
+  CHECK(m.is_first("a/3"));
+  CHECK(m.knows(26));
+  // They come late, and change nothing.
+  CHECK(m.events({put("a/4", 22), deleted("a/1", 24), put("a/1", 25), deleted("a/2", 26)}) == keys{"a/3"});
+  CHECK(m.size() == 3);
+  CHECK(m.events({deleted("a/3", 27)}) == keys{"a/3", "a/4"});
+}
+
+TEST_CASE("a reading means nothing before the first snapshot, or after a gap") {
+  auto m = line();
+  CHECK(m.confirm({stands("a/1", 10)}, 20).empty());
+  m.begin();
+  CHECK(m.confirm({stands("a/1", 10)}, 20).empty());
+  CHECK_FALSE(m.knows(0));
+  CHECK(m.size() == 0);
 }
 
 TEST_CASE("in random histories the line is that of the store at every revision it knows") {

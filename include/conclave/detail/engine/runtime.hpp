@@ -175,11 +175,15 @@ public:
 
   /// Calls `look` when it is time for whoever waits for an event to look for itself again: one that a server has
   /// lost must not be waited for without end. It says whether it reads. In 10 to 30 s, spread, so that those who
-  /// began together do not come together; later when more than a thousand wait, since all of a client read 50
-  /// times a second at most. On the strand.
+  /// began together do not come together. On the strand.
   timer_id look_later(std::function<bool()> look) {
     const std::chrono::milliseconds spread{clock_->entropy() % 20'000};
-    return at(now() + std::chrono::seconds{10} + spread, [this, look = std::move(look)]() mutable {
+    return look_in(std::chrono::seconds{10} + spread, std::move(look));
+  }
+
+  /// The same after `time`; later when many are to look, since all of a client read 50 times a second at most.
+  timer_id look_in(duration time, std::function<bool()> look) {
+    return at(now() + time, [this, look = std::move(look)]() mutable {
       looks_.push(std::move(look));
       if (!look_timer_) run_looks();
     });

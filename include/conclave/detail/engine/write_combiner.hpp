@@ -72,7 +72,7 @@ public:
 
   /// The same for a write that does its work once, however often and however late its copies arrive: it goes
   /// again when there is no answer, unless it shares its batch with one that must not.
-  asio::awaitable<applied> apply_repeatable(txn write);
+  asio::awaitable<applied> apply_repeatable(txn write, write_lane lane = {});
 
   /// The same for one that somebody waits for: it goes by itself and does not wait for the answer to others. With
   /// those that have nobody behind them once `most_aside` are under way so: thousands at a time are more than
@@ -87,8 +87,10 @@ private:
   using handle = write_combiner_machine::handle;
   using caller = std::shared_ptr<waiter<applied>>;
 
-  [[nodiscard]] write_combiner_machine::member member_of(txn write) const {
+  [[nodiscard]] write_combiner_machine::member member_of(txn write, write_lane lane) const {
     write_combiner_machine::member what;
+    what.lane = std::move(lane.name);
+    what.may_share = lane.may_share;
     what.bytes = size_of(write) + 2 * runtime_->keys().prefix().size() * count_keys(write);
     what.write = std::move(write);
     return what;

@@ -76,17 +76,27 @@ public:
     for (const auto& each : std::exchange(early_, {})) apply(each);
   }
 
-  /// All keys below the prefix at revision `at`, read while the watch goes on: who is not among them is gone,
-  /// whether or not an event has told of it. (Who is ahead was known from the first; those that came since stand
-  /// behind and come by their events.) The keys touched are as in `events`.
+  /// All keys below the prefix at revision `at`, read while the watch goes on. Who is not among them is gone,
+  /// whether or not an event has told of it. If the watch has told of less than that, so have those who came:
+  /// their events are late, and are dropped when they come. The keys touched are as in `events`.
   std::vector<std::string> confirm(const std::vector<key_value>& keys, revision at) {
     std::vector<std::string> touched;
     if (!live_) return touched;
     std::set<std::pair<revision, std::string>> there;
-    for (const auto& each : keys) there.emplace(each.create_revision, each.key);
+    for (const auto& each : keys)
+      if (grammar_.is_participant(each.key)) there.emplace(each.create_revision, each.key);
     for (const auto& each : participants_)
       if (each.first <= at && !there.contains(each)) touched.push_back(each.second);
     for (const auto& each : touched) erase(each);
+    if (at > applied_) {
+      for (const auto& [created, key] : there) {
+        if (stands(key, created)) continue;
+        insert(key, created);
+        touched.push_back(key);
+      }
+      applied_ = at;
+      last_event_ = 0;
+    }
     if (!touched.empty() && !participants_.empty()) touched.push_back(participants_.begin()->second);
     return touched;
   }
@@ -122,6 +132,11 @@ public:
   /// Whether nobody is ahead of the key, which stands.
   [[nodiscard]] bool is_first(const std::string& key) const {
     return !participants_.empty() && participants_.begin()->second == key;
+  }
+
+  /// Whether somebody else stands in the line, as far as is known now.
+  [[nodiscard]] bool shows_other_than(const std::string& key) const {
+    return live_ && participants_.size() > (create_revisions_.contains(key) ? 1U : 0U);
   }
 
   [[nodiscard]] std::size_t size() const noexcept { return participants_.size(); }

@@ -204,13 +204,16 @@ private:
     bool first = false;
   };
 
-  [[nodiscard]] txn join_request() const {
-    const range_options first{
-        .limit = 1, .order = sort_order::ascend, .target = sort_target::create, .keys_only = true};
+  /// With `ask`, both branches also tell whether the key is the only one below the prefix.
+  [[nodiscard]] txn join_request(bool ask) const {
     txn request;
     request.when(create_revision(key_) == 0)
-        .then(put(key_, "", {.lease = lease_id_}), range_prefix(grammar_.prefix(), first))
-        .otherwise(range(key_, {.keys_only = true}), range_prefix(grammar_.prefix(), first));
+        .then(put(key_, "", {.lease = lease_id_}))
+        .otherwise(range(key_, {.keys_only = true}));
+    if (ask) {
+      const request_op whether_alone = range_prefix(grammar_.prefix(), {.limit = 2, .keys_only = true});
+      request.then(whether_alone).otherwise(whether_alone);
+    }
     return request;
   }
 
@@ -251,6 +254,7 @@ private:
       return;
     }
     phase_ = phase::standing;
+    view_->expect(token_);
     evaluate();
   }
 

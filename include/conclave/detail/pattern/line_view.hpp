@@ -68,6 +68,13 @@ public:
     if (last && last != who) last->on_succeeded_by(token);
   }
 
+  /// Something was written to the line at revision `at`, and the watch must tell of it. If it does not in time it
+  /// tells of nothing else either, and the line is read.
+  void expect(revision at) {
+    expected_ = std::max(expected_, at);
+    if (!expect_timer_ && !machine_.knows(at)) plan_probe(at);
+  }
+
   /// Does nothing if another member has taken the key over.
   void detach(const std::string& key, const member* who) {
     if (holder_ == who) holder_ = nullptr;
@@ -130,6 +137,22 @@ private:
     return waiting;
   }
 
+  void plan_probe(revision at) {
+    expect_timer_ = runtime_->look_in(std::chrono::seconds{1}, [weak = weak_from_this(), at] {
+      const auto self = weak.lock();
+      return self && self->probe(at);
+    });
+  }
+
+  bool probe(revision at) {
+    expect_timer_.reset();
+    if (members_.empty() || machine_.knows(expected_)) return false;
+    plan_probe(expected_);
+    const bool late = machine_.knows(0) && !machine_.knows(at);
+    if (late) runtime_->spawn(look(shared_from_this(), round_));
+    return late;
+  }
+
   /// See `runtime::look_later`.
   static asio::awaitable<void> look(std::shared_ptr<line_view> self, std::uint64_t round);
 
@@ -165,6 +188,8 @@ private:
   std::uint64_t round_ = 0;
   engine::backoff patience_{std::chrono::milliseconds{500}, std::chrono::seconds{30}, 1};
   std::optional<engine::runtime::timer_id> look_timer_;
+  revision expected_ = 0;  ///< The last that the watch must tell of.
+  std::optional<engine::runtime::timer_id> expect_timer_;
 };
 
 }  // namespace conclave::detail::pattern

@@ -25,14 +25,14 @@
 
 namespace conclave::inline CONCLAVE_ABI::detail::wire {
 
-/// Sizes of embedded messages in the order in which the walk enters them. The first few need no
-/// allocation.
+/// Sizes of embedded messages in the order in which the walk enters them. As many as a large batch of writes has need
+/// no allocation.
 class size_list {
 public:
   /// Reserves the next place and returns its index.
   [[nodiscard]] std::size_t claim() {
     if (count_ >= near_.size()) {
-      if (far_.capacity() == 0) far_.reserve(16 * near_.size());
+      if (far_.capacity() == 0) far_.reserve(near_.size());
       far_.push_back(0);
     }
     return count_++;
@@ -55,7 +55,7 @@ public:
 
 private:
   // Left uninitialised: set() precedes take().
-  std::array<std::uint32_t, 32> near_;
+  std::array<std::uint32_t, 1024> near_;
   std::vector<std::uint32_t> far_;
   std::size_t count_ = 0;
   std::size_t taken_ = 0;

@@ -6,14 +6,12 @@
 namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::apply(txn write, write_lane lane) {
-  auto what = member_of(std::move(write));
-  what.lane = std::move(lane.name);
-  what.may_share = lane.may_share;
-  return answer_to(shared_from_this(), std::move(what));
+  return answer_to(shared_from_this(), member_of(std::move(write), std::move(lane)));
 }
 
-CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_repeatable(txn write) {
-  auto what = member_of(std::move(write));
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_repeatable(txn write,
+                                                                                        write_lane lane) {
+  auto what = member_of(std::move(write), std::move(lane));
   what.repeatable = true;
   return wait_for(shared_from_this(), std::move(what));
 }

@@ -28,14 +28,20 @@ CONCLAVE_DECL asio::awaitable<void> line_member::join_line(std::shared_ptr<line_
         // Only foreign keys, as far as was looked: stand in line and see who is first.
         ask_only = false;
       }
-      const auto applied = co_await self->writes_->apply_repeatable(self->join_request());
+      // Behind somebody it is the view that tells of the turn. The question would cost the server a walk along
+      // the line, and make the request wait for the answers to releases that are under way.
+      const bool ask = !self->view_->line().shows_other_than(self->key_);
+      engine::write_lane line{self->grammar_.prefix()};
+      const auto applied = co_await self->writes_->apply_repeatable(self->join_request(ask), std::move(line));
       // A copy that had no answer may put the key when this one's has been deleted.
       if (applied.repeated) self->may_linger_ = true;
       if (self->phase_ != phase::joining) co_return;
       const txn_response& answer = applied.answer;
       joined result;
-      const auto& first = answer.at(1).range().kvs;
-      result.first = !first.empty() && first.front().key == self->key_;
+      if (ask) {
+        const auto& there = answer.at(1).range().kvs;
+        result.first = there.size() == 1 && there.front().key == self->key_;
+      }
       if (answer.succeeded) {
         result.token = token_of(answer);
       } else {
