@@ -382,8 +382,8 @@ public:
     for (const auto& [key, each] : content_) all.push_back(kv(key, each.mod_revision));
     if (grammar_.sorted() == order::by_commit) {
       std::shuffle(all.begin(), all.end(), random);
-      std::stable_sort(all.begin(), all.end(),
-                       [](const auto& a, const auto& b) { return a.mod_revision < b.mod_revision; });
+      std::sort(all.begin(), all.end(),
+                [](const auto& a, const auto& b) { return a.mod_revision < b.mod_revision; });
     }
     const bool more = all.size() > limit;
     if (more) all.resize(limit);
