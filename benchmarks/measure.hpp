@@ -56,6 +56,7 @@ struct options {
   std::size_t noise = 0;     ///< Unrelated writes a second meanwhile.
   std::size_t limit = 0;     ///< Seconds after which no more is counted; zero: none.
   bool combined = false;     ///< put-pipelined: as independent writes.
+  bool posted = false;       ///< floor: another thread waits for the answers, and posts them.
 
   [[nodiscard]] std::string value() const { return std::string(value_size, 'x'); }
 };
@@ -77,8 +78,8 @@ inline options parse(int argc, char** argv) {
       out.bench = word;
       continue;
     }
-    if (word == "--combined") {
-      out.combined = true;
+    if (word == "--combined" || word == "--posted") {
+      (word == "--combined" ? out.combined : out.posted) = true;
       continue;
     }
     const std::string_view given = i + 1 < argc ? argv[++i] : "";

@@ -24,7 +24,8 @@ import urllib.request
 HERE = pathlib.Path(__file__).resolve().parent
 IMPLS = ("conclave", "go", "floor")
 NAMES = {"conclave": "conclave", "go": "Go", "floor": "bare gRPC"}
-FLOOR_CASES = {"put", "put-pipelined", "lock-uncontended", "lock-many", "enqueue", "drain", "dequeue-latency"}
+FLOOR_CASES = {"put", "put-pipelined", "lock-uncontended", "lock-contended", "lock-many", "enqueue", "drain",
+               "dequeue-latency"}
 
 
 class Variant:
@@ -68,14 +69,16 @@ def plan():
     both = ("conclave", "go")
     out = [
         Variant("put"),
+        Variant("put", "--posted", impls=("floor",)),
         Variant("put-pipelined", "--depth", "8", quick=False),
         Variant("put-pipelined", "--depth", "64"),
         Variant("put-pipelined", "--depth", "64", "--combined", impls=("conclave", "floor")),
         Variant("lock-uncontended"),
+        Variant("lock-uncontended", "--posted", impls=("floor",)),
     ]
     for contenders in (2, 3, 4, 10, 50):
         # All must stand in line before anything is measured, and Go's take long to get round.
-        out.append(Variant("lock-contended", "--contenders", str(contenders), impls=both, warmup=contenders * 2))
+        out.append(Variant("lock-contended", "--contenders", str(contenders), warmup=contenders * 2))
     out += [
         Variant("lock-contended", "--contenders", "4", "--noise", "200", impls=both, warmup=8),
         Variant("lock-contended", "--processes", "4", impls=both, warmup=8,
@@ -100,6 +103,7 @@ def plan():
         Variant("queue", "--processes", "4", "--producers", "4", "--consumers", "16", impls=both, quick=False,
                 counts={"conclave": 50_000, "go": 5_000}),
         Variant("dequeue-latency", warmup=3, counts={"conclave": 60, "go": 60, "floor": 60}),
+        Variant("dequeue-latency", "--posted", impls=("floor",), warmup=3, counts={"floor": 60}),
     ]
     for count in (100, 1_000, 10_000):
         go_too = both if count < 10_000 else ("conclave",)
@@ -197,6 +201,8 @@ def targets(of, codec):
     for name in ("put", "lock-uncontended"):
         row(name, "Go", of(name, "conclave"), of(name, "go"), 1.0)
         row(name, "floor", of(name, "conclave"), of(name, "floor"), 0.9)
+        row(name, "floor whose answers are posted (no target)", of(name, "conclave"), of(f"{name} posted", "floor"),
+            0.9)
     row(f"{single}, single calls", "Go", of(single, "conclave"), of(single, "go"), 1.0)
     row(f"{single}, single calls: CPU per put", "Go", of(single, "conclave", "cpu_us_per_op"),
         of(single, "go", "cpu_us_per_op"), 0.5, at_most=True)
@@ -211,6 +217,7 @@ def targets(of, codec):
     for contenders in (2, 3, 4, 10, 50):
         name = f"lock-contended contenders {contenders}"
         row(name, "floor's lock-uncontended", of(name, "conclave"), of("lock-uncontended", "floor"), 0.6)
+        row(name, "floor (no target)", of(name, "conclave"), of(name, "floor"), 0.6)
     noisy = "lock-contended contenders 4 noise 200"
     row(noisy, "Go", of(noisy, "conclave"), of(noisy, "go"), 20)
     row("lock-many depth 64", "Go", of("lock-many depth 64", "conclave"), of("lock-many depth 64", "go"), 3)
@@ -227,8 +234,9 @@ def targets(of, codec):
     row(f"{name} p50", "Go", of(name, "conclave", "p50_us"), of(name, "go", "p50_us"), 0.8, at_most=True)
     row(f"{name} p50", "floor's put and its event", of(name, "conclave", "p50_us"),
         of(name, "floor", "event_p50_us"), 1.3, at_most=True)
-    row(f"{name} p50", "floor's put, its event, and a claim (no target)", of(name, "conclave", "p50_us"),
-        of(name, "floor", "p50_us"), 1.3, at_most=True)
+    for how, floor in (("", name), (", posted", f"{name} posted")):
+        row(f"{name} p50", f"floor's put, its event, and a claim{how} (no target)", of(name, "conclave", "p50_us"),
+            of(floor, "floor", "p50_us"), 1.3, at_most=True)
     for locks, bound in ((1, 2048), (10_000, 8192)):
         name = waiters_name(10_000, locks, 1)
         row(f"{name}: bytes each", "", of(name, "conclave", "bytes_each"), 1.0, bound, at_most=True, unit="B")

@@ -3,7 +3,8 @@
 // floor_bench CASE [OPTION...]: what conclave_bench does, with nothing between the program and gRPC. The least
 // calls that do the work, on one thread that waits for their answers itself: no other thread, no executor, no
 // coroutine; messages are protobuf's generated classes. It keeps no lease alive, retries nothing and is cancelled
-// by nobody.
+// by nobody. With --posted another thread waits for the answers, and posts each to an io_context that the first one
+// runs: that much an Asio program cannot be without, since gRPC's sockets are not Asio's.
 
 #include "../measure.hpp"
 
@@ -14,11 +15,16 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
 
+#include <asio/executor_work_guard.hpp>
+#include <asio/io_context.hpp>
+#include <asio/post.hpp>
+
 #include <deque>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <optional>
+#include <thread>
 
 namespace {
 
@@ -42,14 +48,24 @@ public:
   virtual void happened(bool ok) = 0;
 };
 
-/// One channel, one queue, one thread.
+/// One channel, one queue, and one thread unless the answers are posted.
 class server {
 public:
-  explicit server(const std::string& endpoints)
+  server(const std::string& endpoints, bool posted)
       : channel_(grpc::CreateChannel(without_scheme(endpoints), grpc::InsecureChannelCredentials())),
         stub_(channel_) {
     require(channel_->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds{10}),
             "cannot connect to " + endpoints);
+    if (posted) waiting_ = std::thread{[this] { post_all(); }};
+  }
+
+  server(const server&) = delete;
+  server& operator=(const server&) = delete;
+
+  ~server() {
+    if (!waiting_.joinable()) return;
+    queue_.Shutdown();
+    waiting_.join();
   }
 
   grpc::GenericStub& stub() { return stub_; }
@@ -57,6 +73,10 @@ public:
 
   /// Lets one event happen.
   void step() {
+    if (waiting_.joinable()) {
+      context_.run_one();
+      return;
+    }
     void* tag = nullptr;
     bool ok = false;
     require(queue_.Next(&tag, &ok), "gRPC's queue has ended");
@@ -64,9 +84,19 @@ public:
   }
 
 private:
+  void post_all() {
+    void* tag = nullptr;
+    bool ok = false;
+    while (queue_.Next(&tag, &ok))
+      asio::post(context_, [which = static_cast<event*>(tag), ok] { which->happened(ok); });
+  }
+
   std::shared_ptr<grpc::Channel> channel_;
   grpc::GenericStub stub_;
   grpc::CompletionQueue queue_;
+  asio::io_context context_{1};
+  asio::executor_work_guard<asio::io_context::executor_type> working_{context_.get_executor()};
+  std::thread waiting_;
 };
 
 template <class Message>
@@ -169,6 +199,61 @@ void repeat(bed& b, std::size_t depth, One one) {
   while (running != 0) b.on.step();
 }
 
+/// A watch of all keys below one on a stream of its own.
+class watch final : public event {
+public:
+  watch(bed& b, const std::string& below, std::function<void(const pb::Event&)> on_event)
+      : on_event_(std::move(on_event)) {
+    stream_ = b.on.stub().PrepareCall(&context_, watch_method, b.on.queue());
+    stream_->StartCall(static_cast<event*>(this));
+    while (state_ != state::started) b.on.step();
+    pb::WatchRequest request;
+    auto& create = *request.mutable_create_request();
+    create.set_key(b.prefix + below + "/");
+    create.set_range_end(b.prefix + below + "0");
+    stream_->Write(to_bytes(request), static_cast<event*>(this));
+    while (state_ != state::written) b.on.step();
+    stream_->Read(&bytes_, static_cast<event*>(this));
+    while (state_ != state::reading) b.on.step();
+  }
+
+  void cancel(bed& b) {
+    context_.TryCancel();
+    while (state_ != state::ended) b.on.step();
+    grpc::Status status;
+    stream_->Finish(&status, static_cast<event*>(this));
+    state_ = state::reading;
+    while (state_ != state::ended) b.on.step();
+  }
+
+private:
+  enum class state { starting, started, written, reading, ended };
+
+  void happened(bool ok) override {
+    if (state_ == state::starting || state_ == state::started) {
+      require(ok, "no watch");
+      state_ = state_ == state::starting ? state::started : state::written;
+      return;
+    }
+    if (!ok || !bytes_.Valid()) {
+      state_ = state::ended;
+      return;
+    }
+    state_ = state::reading;
+    pb::WatchResponse response;
+    from_bytes(bytes_, response);
+    bytes_.Clear();
+    stream_->Read(&bytes_, static_cast<event*>(this));
+    for (const auto& each : response.events()) on_event_(each);
+  }
+
+  std::function<void(const pb::Event&)> on_event_;
+  grpc::ClientContext context_;
+  grpc::ByteBuffer bytes_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
+  state state_ = state::starting;
+};
+
 // ---- puts -------------------------------------------------------------------------------------------------------
 
 pb::PutRequest put_of(bed& b, const std::string& key) {
@@ -221,19 +306,24 @@ void add_compare(pb::TxnRequest& to, const std::string& key, std::int64_t create
   compare.set_create_revision(create_revision);
 }
 
-/// The key under the lease if it is not there, and who is first.
-pb::TxnRequest join(const std::string& name, const std::string& key, std::int64_t lease) {
+/// The key under the lease if it is not there.
+pb::TxnRequest join(const std::string& key, std::int64_t lease) {
   pb::TxnRequest out;
   add_compare(out, key, 0);
   auto& made = *out.add_success()->mutable_request_put();
   made.set_key(key);
   made.set_lease(lease);
-  auto& first = *out.add_success()->mutable_request_range();
-  first.set_key(name + "/");
-  first.set_range_end(name + "0");
-  first.set_limit(1);
-  first.set_sort_order(pb::RangeRequest::ASCEND);
-  first.set_sort_target(pb::RangeRequest::CREATE);
+  return out;
+}
+
+/// The same, and whether it is the only one in the line.
+pb::TxnRequest join_and_ask(const std::string& name, const std::string& key, std::int64_t lease) {
+  auto out = join(key, lease);
+  auto& whether_alone = *out.add_success()->mutable_request_range();
+  whether_alone.set_key(name + "/");
+  whether_alone.set_range_end(name + "0");
+  whether_alone.set_limit(2);
+  whether_alone.set_keys_only(true);
   return out;
 }
 
@@ -266,9 +356,9 @@ void lock_at_depth(bed& b, std::size_t depth) {
     const auto name = b.prefix + "lock/" + std::to_string(which);
     const auto key = name + "/1";
     call<pb::TxnResponse>::start(
-        b.on, txn_method, join(name, key, lease), [&b, &free, which, key, done](const pb::TxnResponse& in) {
-          require(in.succeeded() && in.responses(1).response_range().kvs(0).key() == key,
-                  "the lock was held");
+        b.on, txn_method, join_and_ask(name, key, lease),
+        [&b, &free, which, key, done](const pb::TxnResponse& in) {
+          require(in.succeeded() && in.responses(1).response_range().kvs_size() == 1, "the lock was held");
           call<pb::TxnResponse>::start(b.on, txn_method, leave(key, in.header().revision()),
                                        [&free, which, done](const pb::TxnResponse& out) {
                                          require(out.succeeded(), "the lock was lost");
@@ -283,6 +373,55 @@ void lock_at_depth(bed& b, std::size_t depth) {
 void lock_uncontended(bed& b) { lock_at_depth(b, 1); }
 void lock_many(bed& b) { lock_at_depth(b, b.given.depth); }
 
+/// A key for each contender, and one watch that tells who is first: the holder's delete is the next one's turn.
+/// What a lock with fairness comes to when its hold takes no time.
+void lock_contended(bed& b) {
+  const auto lease = grant(b);
+  const auto below = b.prefix + "lock/";
+  std::vector<clock::time_point> since(b.given.contenders);
+  std::deque<pb::KeyValue> line;
+  std::size_t held = 0;
+  std::size_t standing = 0;
+  bool enough = false;
+  std::function<void(std::size_t)> enter = [&](std::size_t which) {
+    since[which] = clock::now();
+    ++standing;
+    call<pb::TxnResponse>::start(
+        b.on, txn_method, join(below + std::to_string(which), lease),
+        [](const pb::TxnResponse& answer) { require(answer.succeeded(), "a place was taken twice"); });
+  };
+  const auto admit_first = [&] {
+    const auto& first = line.front();
+    const auto which = static_cast<std::size_t>(std::stoull(first.key().substr(below.size())));
+    if (!enough) {
+      if (held >= b.given.warmup) b.run.add(since[which]);
+      if (++held == b.given.warmup) b.run.start();
+      enough = held == b.total() || (held > b.given.warmup && b.run.over());
+      if (enough) b.run.stop();
+    }
+    call<pb::TxnResponse>::start(b.on, txn_method, leave(first.key(), first.create_revision()),
+                                 [&, which](const pb::TxnResponse& answer) {
+                                   require(answer.succeeded(), "the lock was lost");
+                                   --standing;
+                                   if (!enough) enter(which);
+                                 });
+  };
+  if (b.given.warmup == 0) b.run.start();
+  watch view{b, "lock", [&](const pb::Event& change) {
+               const bool came = change.type() == pb::Event::PUT;
+               require(came || line.front().key() == change.kv().key(), "somebody left out of turn");
+               if (came)
+                 line.push_back(change.kv());
+               else
+                 line.pop_front();
+               if (came ? line.size() == 1 : !line.empty()) admit_first();
+             }};
+  for (std::size_t i = 0; i < b.given.contenders; ++i) enter(i);
+  while (standing != 0) b.on.step();
+  view.cancel(b);
+  revoke(b, lease);
+}
+
 // ---- queues -----------------------------------------------------------------------------------------------------
 
 void enqueue(bed& b) {
@@ -292,61 +431,6 @@ void enqueue(bed& b) {
   });
 }
 
-/// A watch of the whole queue on a stream of its own.
-class watch final : public event {
-public:
-  watch(bed& b, std::function<void(const pb::Event&)> on_event) : on_event_(std::move(on_event)) {
-    stream_ = b.on.stub().PrepareCall(&context_, watch_method, b.on.queue());
-    stream_->StartCall(static_cast<event*>(this));
-    while (state_ != state::started) b.on.step();
-    pb::WatchRequest request;
-    auto& create = *request.mutable_create_request();
-    create.set_key(b.prefix + "queue/");
-    create.set_range_end(b.prefix + "queue0");
-    stream_->Write(to_bytes(request), static_cast<event*>(this));
-    while (state_ != state::written) b.on.step();
-    stream_->Read(&bytes_, static_cast<event*>(this));
-    while (state_ != state::reading) b.on.step();
-  }
-
-  void cancel(bed& b) {
-    context_.TryCancel();
-    while (state_ != state::ended) b.on.step();
-    grpc::Status status;
-    stream_->Finish(&status, static_cast<event*>(this));
-    state_ = state::reading;
-    while (state_ != state::ended) b.on.step();
-  }
-
-private:
-  enum class state { starting, started, written, reading, ended };
-
-  void happened(bool ok) override {
-    if (state_ == state::starting || state_ == state::started) {
-      require(ok, "no watch");
-      state_ = state_ == state::starting ? state::started : state::written;
-      return;
-    }
-    if (!ok || !bytes_.Valid()) {
-      state_ = state::ended;
-      return;
-    }
-    state_ = state::reading;
-    pb::WatchResponse response;
-    from_bytes(bytes_, response);
-    bytes_.Clear();
-    stream_->Read(&bytes_, static_cast<event*>(this));
-    for (const auto& each : response.events())
-      if (each.type() == pb::Event::PUT) on_event_(each);
-  }
-
-  std::function<void(const pb::Event&)> on_event_;
-  grpc::ClientContext context_;
-  grpc::ByteBuffer bytes_;
-  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
-  state state_ = state::starting;
-};
-
 /// A put, its event on a standing watch, and the transaction that claims the item. Beside the time of all, that
 /// of the put's event alone.
 void dequeue_latency(bed& b) {
@@ -354,7 +438,8 @@ void dequeue_latency(bed& b) {
   clock::time_point since;
   std::size_t delivered = 0;
   if (b.given.warmup == 0) b.run.start();
-  watch consumer{b, [&](const pb::Event& arrived) {
+  watch consumer{b, "queue", [&](const pb::Event& arrived) {
+                   if (arrived.type() != pb::Event::PUT) return;
                    const auto seen = clock::now() - since;
                    pb::TxnRequest claim;
                    auto& compare = *claim.add_compare();
@@ -453,6 +538,7 @@ const bench_case cases[] = {
     {"put", put},
     {"put-pipelined", put_pipelined},
     {"lock-uncontended", lock_uncontended},
+    {"lock-contended", lock_contended},
     {"lock-many", lock_many},
     {"enqueue", enqueue},
     {"drain", drain},
@@ -463,7 +549,7 @@ int run_case(const bench::options& given) {
   for (const auto& each : cases) {
     if (each.name != given.bench) continue;
     bench::run run{given};
-    server on{given.endpoints};
+    server on{given.endpoints, given.posted};
     bed b{given, run, on, bench::fresh_prefix(), given.value()};
     each.work(b);
     pb::DeleteRangeRequest all;
