@@ -1403,12 +1403,12 @@ TEST_CASE("a time to live beyond the clock's range is no reason to lose the leas
     const bool in_grant = GENERATE(false, true);
     CAPTURE(in_grant);
     stream_log log{proxy, lease_keep_alive_path};
-    const std::int64_t huge = std::int64_t{1} << 35;  // about 1000 years: beyond 2^63 ns
+    constexpr std::int64_t huge = std::int64_t{1} << 35;  // about 1000 years: beyond 2^63 ns
     if (in_grant) {
       proxy.next<lease_grant_request>(
-          scripted_etcd::edited<lease_grant_response>([huge](lease_grant_response& r) { r.ttl = huge; }));
+          scripted_etcd::edited<lease_grant_response>([](lease_grant_response& r) { r.ttl = huge; }));
     } else {
-      log.edit([huge](const call_ptr& on, const std::string& bytes) {
+      log.edit([](const call_ptr& on, const std::string& bytes) {
         auto answer = scripted_etcd::decoded<lease_keep_alive_response>(bytes);
         answer.ttl = huge;
         on->send(answer);

@@ -216,7 +216,8 @@ TEST_CASE("a watch bridges kills and restarts: nothing is lost and nothing comes
     bool stop = false;
     int written = 0;
     auto write = [&](client on, int number) -> asio::awaitable<void> {
-      for (int i = 0; !stop; ++i) {
+      int i = 0;
+      while (!stop) {
         txn some;
         for (int k = 0; k < 10; ++k)
           some.then(put("w/" + std::to_string(number) + "/" + std::to_string(k), std::to_string(i)));
@@ -228,6 +229,7 @@ TEST_CASE("a watch bridges kills and restarts: nothing is lost and nothing comes
           const bool expected = e.code() == condition::outcome_unknown || e.code() == condition::unavailable;
           CHECK(expected);
         }
+        ++i;
       }
     };
     std::vector<event> seen;
@@ -360,7 +362,8 @@ TEST_CASE("cancelling next loses no event") {
     bool stop = false;
     revision last = 0;
     auto write = [&]() -> asio::awaitable<void> {
-      for (int i = 0; !stop; ++i) last = (co_await c.put("w/" + std::to_string(i), "")).header.revision;
+      int i = 0;
+      while (!stop) last = (co_await c.put("w/" + std::to_string(i++), "")).header.revision;
     };
     auto writing = start(context, write);
     std::vector<event> seen;

@@ -157,8 +157,8 @@ public:
     }
     for (const auto& [member, own] : views) {
       if (own.leader.empty() || own.leader != own.member) continue;
-      const auto followers = std::count_if(views.begin(), views.end(), [&own = own](const auto& each) {
-        return each.second.leader == own.leader && each.second.term == own.term;
+      const auto followers = std::count_if(views.begin(), views.end(), [&leading = own](const auto& each) {
+        return each.second.leader == leading.leader && each.second.term == leading.term;
       });
       if (static_cast<std::size_t>(followers) > size() / 2) return member;
     }
