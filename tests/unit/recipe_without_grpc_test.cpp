@@ -473,6 +473,51 @@ TEST_CASE("in one client a holder hears of its loss before the next one has the 
   CHECK(losing.done());
 }
 
+TEST_CASE("a place in line that is deleted before the watch tells of it ends the wait") {
+  world w;
+  const client c = w.connect();
+  const auto first = open(w, c);
+  const auto second = open(w, c);
+  mutex m1{first, "a"};
+  mutex m2{second, "a"};
+  auto held = w.get(m1.lock());
+  w.settle();
+  w.server().tells_events = false;
+  auto waiting = w.start(m2.lock());
+  w.settle();
+  (void)w.etcd().apply(conclave::delete_key(place("a", second)));
+  w.advance(1s);
+  REQUIRE(waiting.done());
+  CHECK(waiting.error() == errc::lock_lost);
+  CHECK(held.held());
+}
+
+TEST_CASE("whoever joins behind somebody, and has no answer, has one place all the same") {
+  const auto lost = GENERATE(fate::answer_lost, fate::never_arrives, fate::arrives_late);
+  world w;
+  const client c = w.connect();
+  const auto first = open(w, c);
+  const auto second = open(w, c);
+  mutex m1{first, "a"};
+  mutex m2{second, "a"};
+  auto held = w.get(m1.lock());
+  w.settle();
+  w.server().next("KV.Txn", lost);
+  auto waiting = w.start(m2.lock());
+  w.advance(20s);
+  CHECK_FALSE(waiting.done());
+  w.server().answer_late_ones();
+  w.get(held.unlock());
+  w.settle();
+  REQUIRE(waiting.done());
+  CHECK(waiting.value().held());
+  CHECK(waiting.value().token() > 0);
+  const auto line = w.get(c.range(conclave::range_prefix("a/")));
+  REQUIRE(line.kvs.size() == 1);
+  CHECK(line.kvs.front().key == place("a", second));
+  CHECK(line.kvs.front().create_revision == waiting.value().token());
+}
+
 TEST_CASE("a place in line that is deleted ends the wait") {
   world w;
   const client one = w.connect();

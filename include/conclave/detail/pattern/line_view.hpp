@@ -97,6 +97,7 @@ public:
   void on_created() override {
     patience_.reset();
     machine_.begin();
+    expected_ = 0;  // what was written before will be in what is read now
     runtime_->spawn(read(shared_from_this(), ++round_));
   }
 
@@ -161,6 +162,11 @@ private:
   void tell(const std::string& key) {
     const auto found = members_.find(key);
     if (found != members_.end()) found->second->on_view_change();
+  }
+
+  void tell_all() {
+    for (const auto& [key, who] : std::unordered_map(members_))
+      if (members_.contains(key)) who->on_view_change();
   }
 
   void fail(std::exception_ptr why) {

@@ -41,7 +41,10 @@ CONCLAVE_DECL asio::awaitable<void> line_view::look(std::shared_ptr<line_view> s
   try {
     const range_response found = co_await read_keys(self->runtime_, self->machine_.grammar().prefix());
     if (self->round_ != round) co_return;
+    const bool watch_is_late = !self->machine_.knows(found.header.revision);
     for (const auto& key : self->machine_.confirm(found.kvs, found.header.revision)) self->tell(key);
+    // Somebody's place may have come and gone in what the watch has yet to tell, and would not be among those.
+    if (watch_is_late) self->tell_all();
   } catch (const error&) {  // next time
   }
 }
@@ -55,8 +58,7 @@ CONCLAVE_DECL asio::awaitable<void> line_view::read(std::shared_ptr<line_view> s
       const range_response found = co_await read_keys(on, self->machine_.grammar().prefix());
       if (self->round_ != round) co_return;
       self->machine_.snapshot(found.kvs, found.header.revision);
-      for (const auto& [key, who] : std::unordered_map(self->members_))
-        if (self->members_.contains(key)) who->on_view_change();
+      self->tell_all();
       co_return;
     } catch (const error& e) {
       const bool again =
