@@ -32,6 +32,10 @@
 
 // Asio before 1.26 does not see that clang with libstdc++ has coroutines.
 #if defined(__clang__) && defined(__cpp_impl_coroutine)
+#if defined(ASIO_VERSION) && !defined(ASIO_HAS_CO_AWAIT)
+#error \
+    "Asio was included before conclave and does not see clang's coroutines: include conclave first, or define ASIO_HAS_CO_AWAIT=1 and ASIO_HAS_STD_COROUTINE=1 for the whole program"
+#endif
 #if !defined(ASIO_HAS_CO_AWAIT)
 #define ASIO_HAS_CO_AWAIT 1  // public: Asio's own switch
 #endif

@@ -146,6 +146,10 @@
 
 // Asio before 1.26 does not see that clang with libstdc++ has coroutines.
 #if defined(__clang__) && defined(__cpp_impl_coroutine)
+#if defined(ASIO_VERSION) && !defined(ASIO_HAS_CO_AWAIT)
+#error \
+    "Asio was included before conclave and does not see clang's coroutines: include conclave first, or define ASIO_HAS_CO_AWAIT=1 and ASIO_HAS_STD_COROUTINE=1 for the whole program"
+#endif
 #if !defined(ASIO_HAS_CO_AWAIT)
 #define ASIO_HAS_CO_AWAIT 1  // public: Asio's own switch
 #endif
@@ -8835,6 +8839,7 @@ private:
   void join() {
     phase_ = phase::joining;
     token_ = 0;
+    waited_ = false;
     view_failed_ = nullptr;
     view_->attach(key_, this);
     attached_ = true;
@@ -8897,6 +8902,7 @@ private:
       return;
     }
     phase_ = phase::standing;
+    waited_ = true;
     view_->expect(token_);
     evaluate();
   }
@@ -9014,7 +9020,8 @@ private:
   local_line queue_;
   phase phase_ = phase::idle;
   revision token_ = 0;
-  revision left_ = 0;  ///< The last token that was given up.
+  revision left_ = 0;    ///< The last token that was given up.
+  bool waited_ = false;  ///< Somebody was ahead of the place that is held or was last.
   std::shared_ptr<hold> hold_;
   std::exception_ptr view_failed_;
   bool may_linger_ = false;
@@ -9117,7 +9124,9 @@ CONCLAVE_DECL asio::awaitable<void> line_member::leave_line(std::shared_ptr<line
         answer = co_await engine::call(self->runtime_, std::move(request));
       } else if (token == 0) {  // a copy that arrives late could meet a later place
         answer = co_await self->writes_->apply(std::move(request));
-      } else if (self->view_->line().size() > 1) {  // there is somebody who waits for just this
+      } else if (self->waited_ || self->view_->line().size() > 1) {
+        // There is somebody who waits for just this, or who was ahead and may be on the way back into the line: behind
+        // the answer to their join they would have the lock one round trip later.
         auto applied = co_await self->writes_->apply_at_once(std::move(request));
         answer = std::move(applied.answer);
         asked_before = asked_before || applied.repeated;

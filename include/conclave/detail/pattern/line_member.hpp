@@ -192,6 +192,7 @@ private:
   void join() {
     phase_ = phase::joining;
     token_ = 0;
+    waited_ = false;
     view_failed_ = nullptr;
     view_->attach(key_, this);
     attached_ = true;
@@ -254,6 +255,7 @@ private:
       return;
     }
     phase_ = phase::standing;
+    waited_ = true;
     view_->expect(token_);
     evaluate();
   }
@@ -371,7 +373,8 @@ private:
   local_line queue_;
   phase phase_ = phase::idle;
   revision token_ = 0;
-  revision left_ = 0;  ///< The last token that was given up.
+  revision left_ = 0;    ///< The last token that was given up.
+  bool waited_ = false;  ///< Somebody was ahead of the place that is held or was last.
   std::shared_ptr<hold> hold_;
   std::exception_ptr view_failed_;
   bool may_linger_ = false;
