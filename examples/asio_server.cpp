@@ -30,18 +30,25 @@ public:
 
   asio::awaitable<void> serve() {
     std::string received;
+    asio::error_code failed;
     for (bool open = true; open;) {
       const auto size = co_await asio::async_read_until(socket_, asio::dynamic_buffer(received, 4096), '\n',
-                                                        asio::use_awaitable);
+                                                        asio::redirect_error(asio::use_awaitable, failed));
+      if (failed) break;
       std::string line = received.substr(0, size - 1);
       received.erase(0, size);
       if (line.ends_with('\r')) line.pop_back();
       open = line != "QUIT";
       std::string reply = open ? std::string{} : "BYE";
       if (open) reply = co_await answer(line);
+      if (reply.empty()) break;  // nobody is there any more
       reply += '\n';
-      co_await asio::async_write(socket_, asio::buffer(reply), asio::use_awaitable);
+      co_await asio::async_write(socket_, asio::buffer(reply),
+                                 asio::redirect_error(asio::use_awaitable, failed));
+      if (failed) break;
     }
+    if (failed && failed != asio::error::eof && failed != asio::error::operation_aborted)
+      std::cerr << "a connection ended: " << failed.message() << '\n';
   }
 
 private:
@@ -70,7 +77,7 @@ private:
     conclave::mutex mutex{session_, "locks/" + name};
     std::exception_ptr failed;
     const auto first = co_await (take(mutex, failed) || hung_up());
-    if (first.index() == 1) throw std::system_error(asio::error::make_error_code(asio::error::eof));
+    if (first.index() == 1) co_return std::string{};
     if (failed) std::rethrow_exception(failed);
     co_return "HELD " + std::to_string(lock_->token());
   }
@@ -134,10 +141,8 @@ asio::awaitable<void> serve_client(conclave::client client, tcp::socket socket, 
     auto session = co_await conclave::session::open(client);
     connection talk{socket, std::move(session)};
     co_await talk.serve();
-  } catch (const std::system_error& e) {
-    if (e.code() != asio::error::make_error_code(asio::error::eof) &&
-        e.code() != conclave::condition::cancelled)
-      std::cerr << "a connection ended: " << e.what() << '\n';
+  } catch (const conclave::error& e) {
+    if (e.code() != conclave::condition::cancelled) std::cerr << "a connection ended: " << e.what() << '\n';
   }
   open.clients.erase(&socket);
 }

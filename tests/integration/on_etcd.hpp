@@ -41,6 +41,19 @@ inline time_point now() { return std::chrono::steady_clock::now(); }
 /// than any of the library's own limits (requests 5 s, connections 3 s), after which it would happen anyway.
 inline constexpr auto promptly = 2000ms;
 
+/// The code that an exception of the library's or of Asio's carries.
+inline std::error_code code_of(const std::exception_ptr& thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const std::system_error& e) {
+    return e.code();
+#if defined(CONCLAVE_USE_BOOST_ASIO)
+  } catch (const boost::system::system_error& e) {
+    return e.code();
+#endif
+  }
+}
+
 namespace detail {
 
 struct task_base {
@@ -118,15 +131,7 @@ private:
   }
   static asio::awaitable<std::error_code> look(pointer state, std::chrono::milliseconds limit) {
     co_await wait(state, limit);
-    std::error_code code;
-    if (state->failed) {
-      try {
-        std::rethrow_exception(state->failed);
-      } catch (const std::system_error& e) {
-        code = e.code();
-      }
-    }
-    co_return code;
+    co_return state->failed ? code_of(state->failed) : std::error_code{};
   }
 
   pointer state_;
@@ -147,8 +152,8 @@ asio::awaitable<std::error_code> error_of(asio::awaitable<T> operation) {
   std::error_code code;
   try {
     (void)co_await std::move(operation);
-  } catch (const std::system_error& e) {
-    code = e.code();
+  } catch (...) {
+    code = code_of(std::current_exception());
   }
   co_return code;
 }
