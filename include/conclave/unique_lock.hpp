@@ -83,7 +83,8 @@ public:
 
   /// Completes when the hold ends: with `session_lost`, `session_closed` or `lock_lost` (its key was
   /// deleted), or with no error when it was released. At once if it has ended. Known without a round trip,
-  /// from the watch that the lock keeps, and never later than `session::valid_until`. Cancellation leaves
+  /// from a watch, and never later than `session::valid_until`. A hold that nobody had to wait for is watched after its
+  /// first 50 ms: until then the deletion of its key is not noticed, unless by `commit` or `unlock`. Cancellation leaves
   /// nothing behind.
   asio::awaitable<std::error_code> lost() const;
 

@@ -8417,6 +8417,9 @@ CONCLAVE_DECL asio::awaitable<range_response> read_keys(std::shared_ptr<engine::
                                                         std::string prefix);
 
 /// What a client knows about one line: a standing watch that all its local participants share. On the strand.
+///
+/// The watch begins when somebody needs it, and goes when nobody has needed it for a while: a lock that is taken and
+/// given back with nobody in the way would only make the server tell of its own two writes, each time.
 class line_view final : public engine::watch_listener,
                         public engine::lingering,
                         public std::enable_shared_from_this<line_view> {
@@ -8432,6 +8435,8 @@ public:
     virtual void on_succeeded_by(revision token) = 0;
     /// Whether it waits for a change.
     [[nodiscard]] virtual bool waits_for_change() const = 0;
+    /// Since when it holds what it would have to hear the loss of, if it does.
+    [[nodiscard]] virtual std::optional<engine::time_point> holds_since() const = 0;
 
   protected:
     ~member() = default;
@@ -8442,10 +8447,18 @@ public:
 
   [[nodiscard]] const line_machine& line() const noexcept { return machine_; }
 
-  void attach(const std::string& key, member* who) {
-    members_[key] = who;
+  void attach(const std::string& key, member* who) { members_[key] = who; }
+
+  /// A member waits for what happens in the line.
+  void need() {
+    needed_ = runtime_->now();
     watch();
     if (!look_timer_) plan_look();
+  }
+
+  /// A member holds, and needs the watch if it goes on holding.
+  void need_soon() {
+    if (watch_ == 0 && !hold_timer_) plan_hold_watch(runtime_->now() + unwatched_hold);
   }
 
   /// A member is first with the place that it took at revision `token`, as the server said in whatever way: an
@@ -8471,6 +8484,7 @@ public:
     if (found == members_.end() || found->second != who) return;
     members_.erase(found);
     if (!members_.empty()) return;
+    if (runtime_->now() - needed_ >= client::client_state::standing_watch_time) on_forgotten();
     if (const auto list = lingering_.lock())
       list->idle(shared_from_this());
     else
@@ -8480,7 +8494,10 @@ public:
   [[nodiscard]] bool in_use() const override { return !members_.empty(); }
 
   void on_forgotten() override {
-    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
+    if (watch_ == 0) return;
+    hub_->remove(std::exchange(watch_, 0));
+    ++round_;
+    machine_.begin();
   }
 
   void on_created() override {
@@ -8502,12 +8519,35 @@ public:
   }
 
 private:
+  /// How long a hold may last that is not watched.
+  static constexpr std::chrono::milliseconds unwatched_hold{50};
+
   void watch() {
     if (watch_ != 0) return;
     engine::watch_hub::spec what;
     what.key = machine_.grammar().prefix();
     what.range_end = prefix_end(what.key);
     watch_ = hub_->add(std::move(what), weak_from_this());
+  }
+
+  void plan_hold_watch(engine::time_point when) {
+    hold_timer_ = runtime_->at(when, [weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->watch_long_holds();
+    });
+  }
+
+  void watch_long_holds() {
+    hold_timer_.reset();
+    std::optional<engine::time_point> oldest;
+    for (const auto& [key, who] : members_) {
+      const auto since = who->holds_since();
+      if (since && (!oldest || *since < *oldest)) oldest = since;
+    }
+    if (!oldest || watch_ != 0) return;
+    if (runtime_->now() - *oldest >= unwatched_hold)
+      need();
+    else
+      plan_hold_watch(*oldest + unwatched_hold);
   }
 
   void plan_look() {
@@ -8582,6 +8622,8 @@ private:
   engine::watch_hub::handle watch_ = 0;
   std::uint64_t round_ = 0;
   engine::backoff patience_{std::chrono::milliseconds{500}, std::chrono::seconds{30}, 1};
+  engine::time_point needed_{};
+  std::optional<engine::runtime::timer_id> hold_timer_;
   std::optional<engine::runtime::timer_id> look_timer_;
   revision expected_ = 0;  ///< The last that the watch must tell of.
   std::optional<engine::runtime::timer_id> expect_timer_;
@@ -8805,6 +8847,11 @@ public:
 
   [[nodiscard]] bool waits_for_change() const override { return phase_ == phase::standing; }
 
+  [[nodiscard]] std::optional<engine::time_point> holds_since() const override {
+    if (phase_ != phase::held) return std::nullopt;
+    return held_since_;
+  }
+
   void on_view_failed(std::exception_ptr why) override {
     const auto self = shared_from_this();
     view_failed_ = why;
@@ -8903,6 +8950,7 @@ private:
     }
     phase_ = phase::standing;
     waited_ = true;
+    view_->need();
     view_->expect(token_);
     evaluate();
   }
@@ -8946,6 +8994,11 @@ private:
     view_->before_admitted(this, token_);
     phase_ = phase::held;
     hold_ = std::make_shared<hold>(key_, token_);
+    held_since_ = runtime_->now();
+    if (waited_)
+      view_->need();
+    else
+      view_->need_soon();
     const auto first = queue_.pop_front();
     if (!first.who->complete(hold_))
       release(hold_, std::nullopt, nullptr);  // its context is being destroyed
@@ -8986,7 +9039,10 @@ private:
       join();
       return;
     }
-    if (may_linger_) return;  // the view must be able to tell of a late put
+    if (may_linger_) {  // the view must be able to tell of a late put
+      view_->need();
+      return;
+    }
     detach();
     if (const auto lease = lease_.lock()) lease->drop_part(part_name_);
   }
@@ -9023,6 +9079,7 @@ private:
   revision left_ = 0;    ///< The last token that was given up.
   bool waited_ = false;  ///< Somebody was ahead of the place that is held or was last.
   std::shared_ptr<hold> hold_;
+  engine::time_point held_since_{};
   std::exception_ptr view_failed_;
   bool may_linger_ = false;
   bool attached_ = false;
@@ -9124,7 +9181,7 @@ CONCLAVE_DECL asio::awaitable<void> line_member::leave_line(std::shared_ptr<line
         answer = co_await engine::call(self->runtime_, std::move(request));
       } else if (token == 0) {  // a copy that arrives late could meet a later place
         answer = co_await self->writes_->apply(std::move(request));
-      } else if (self->waited_ || self->view_->line().size() > 1) {
+      } else if (self->waited_ || self->view_->line().shows_other_than(self->key_)) {
         // There is somebody who waits for just this, or who was ahead and may be on the way back into the line: behind
         // the answer to their join they would have the lock one round trip later.
         auto applied = co_await self->writes_->apply_at_once(std::move(request));
@@ -9310,7 +9367,8 @@ public:
 
   /// Completes when the hold ends: with `session_lost`, `session_closed` or `lock_lost` (its key was
   /// deleted), or with no error when it was released. At once if it has ended. Known without a round trip,
-  /// from the watch that the lock keeps, and never later than `session::valid_until`. Cancellation leaves
+  /// from a watch, and never later than `session::valid_until`. A hold that nobody had to wait for is watched after its
+  /// first 50 ms: until then the deletion of its key is not noticed, unless by `commit` or `unlock`. Cancellation leaves
   /// nothing behind.
   asio::awaitable<std::error_code> lost() const;
 

@@ -795,8 +795,7 @@ TEST_CASE("what the lock costs", "[cost]") {
       return server.metric(watchers_metric) == 1 && calls_started(server, "KV", "Range") == 1;
     };
     co_await eventually("the line is watched", settled);
-    CHECK(measure("lock, free, the first of this name in the client (one read is the standing watch's)") ==
-          cost{2, 1});
+    CHECK(measure("lock, free, and held until it is watched (one read)") == cost{2, 1});
     co_await first.unlock();
 
     begin();
@@ -806,12 +805,6 @@ TEST_CASE("what the lock costs", "[cost]") {
     begin();
     const auto refused = co_await theirs.try_lock();
     CHECK_FALSE(refused.has_value());
-    // The standing watch of the second client begins with this.
-    co_await eventually("the line is watched", [&] { return calls_started(server, "KV", "Range") == 2; });
-    CHECK(measure("try_lock, taken (one read is the standing watch's)") == cost{2, 1});
-    begin();
-    const auto again = co_await theirs.try_lock();
-    CHECK_FALSE(again.has_value());
     CHECK(measure("try_lock, taken") == cost{1, 1});
 
     begin();
@@ -823,11 +816,10 @@ TEST_CASE("what the lock costs", "[cost]") {
 
     begin();
     auto waiting = start(context, [&] { return theirs.lock(); });
-    co_await eventually("the second is in line", [&] {
-      return calls_started(server, "KV", "Txn") > 0 && spent(server).calls > before.calls;
-    });
+    co_await eventually("the second watches the line",
+                        [&] { return calls_started(server, "KV", "Range") == 2; });
     co_await pause_for(300ms);  // whatever a wait costs besides
-    CHECK(measure("lock, taken: joining the line") == cost{1, 1});
+    CHECK(measure("lock, taken: joining the line, the first wait of this client (one read)") == cost{2, 1});
 
     begin();
     co_await lock.unlock();

@@ -173,7 +173,8 @@ TEST_CASE("waiting costs a request each ten to thirty seconds, and holding a loc
   const auto s = open(w, c);
   mutex a{s, "a"};
   const auto held = w.get(a.lock());
-  w.settle();
+  w.advance(50ms);  // from now on it is watched
+  CHECK(w.server().count("KV.Range") == 1);
   const int before = w.server().count("KV.Range");
   w.advance(10min);
   CHECK(w.server().count("KV.Range") == before);

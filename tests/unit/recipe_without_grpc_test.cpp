@@ -189,6 +189,57 @@ TEST_CASE("a free lock is taken by one call and given back by one") {
   CHECK(w.etcd().line("a/").empty());
 }
 
+TEST_CASE("a line is watched when somebody needs it, and no longer when nobody has for a while") {
+  world w;
+  const client c = w.connect();
+  const auto s = open(w, c, 60s);
+  const auto other = open(w, c, 60s);
+  mutex m{s, "a"};
+  mutex theirs{other, "a"};
+  const auto watch_requests = [&w] { return w.server().count("Watch"); };
+  const auto take_and_give_back = [&w, &m] {
+    auto lock = w.get(m.lock());
+    w.get(lock.unlock());
+  };
+
+  for (int i = 0; i < 3; ++i) {
+    take_and_give_back();
+    w.advance(20ms);
+  }
+  CHECK(watch_requests() == 0);
+  auto lock = w.get(m.lock());
+  w.advance(49ms);
+  CHECK(watch_requests() == 0);
+  CHECK(w.server().count("KV.Range") == 0);
+  w.advance(1ms);
+  CHECK(watch_requests() == 1);
+  CHECK(w.server().count("KV.Range") == 1);
+  w.get(lock.unlock());
+
+  for (int i = 0; i < 29; ++i) {
+    w.advance(1s);
+    take_and_give_back();
+  }
+  CHECK(watch_requests() == 1);
+  w.advance(1s);
+  take_and_give_back();
+  w.settle();
+  CHECK(watch_requests() == 2);  // its end
+  for (int i = 0; i < 3; ++i) take_and_give_back();
+  CHECK(watch_requests() == 2);
+
+  auto held = w.get(m.lock());
+  auto waiting = w.start(theirs.lock());
+  w.settle();
+  CHECK(watch_requests() == 3);
+  CHECK_FALSE(waiting.done());
+  w.get(held.unlock());
+  w.settle();
+  REQUIRE(waiting.done());
+  CHECK(waiting.value().held());
+  CHECK(watch_requests() == 3);
+}
+
 TEST_CASE("two sessions exclude each other, and the lock is handed over by an event alone") {
   world w;
   const client one = w.connect();
@@ -374,7 +425,14 @@ TEST_CASE("a hold is lost when the event of its key's deletion arrives") {
   w.settle();
   CHECK_FALSE(lost.done());
 
+  SECTION("deleted by somebody else before it is watched") {
+    (void)w.etcd().apply(conclave::delete_key(lock.key()));
+    w.advance(50ms);
+    REQUIRE(lost.done());
+    CHECK(lost.value() == errc::lock_lost);
+  }
   SECTION("deleted by somebody else") {
+    w.advance(50ms);
     (void)w.etcd().apply(conclave::delete_key(lock.key()));
     CHECK(lock.held());  // the event has yet to arrive
     w.settle();
@@ -432,7 +490,7 @@ TEST_CASE("in one client a holder hears of its loss before the next one has the 
   mutex m2{second, name};
   std::vector<std::string> notes;
   const auto held = w.get(m1.lock());
-  w.settle();
+  w.advance(50ms);  // from now on it is watched
   auto losing = w.start(note_loss(held, notes));
 
   SECTION("if an event tells of it") {
@@ -481,7 +539,7 @@ TEST_CASE("a place in line that is deleted before the watch tells of it ends the
   mutex m1{first, "a"};
   mutex m2{second, "a"};
   auto held = w.get(m1.lock());
-  w.settle();
+  w.advance(50ms);  // from now on it is watched
   w.server().tells_events = false;
   auto waiting = w.start(m2.lock());
   w.settle();
@@ -732,6 +790,7 @@ TEST_CASE("releases that are waited for go by themselves, but no more than four 
     waiting.push_back(w.start(mutexes.back()->lock()));
     w.settle();
   }
+  w.advance(50ms);  // from now on the holders' client knows of those who wait
   const int before = w.server().count("KV.Txn");
   w.server().freeze();
   std::vector<conclave::test::task<void>> unlocking;

@@ -158,6 +158,11 @@ public:
 
   [[nodiscard]] bool waits_for_change() const override { return phase_ == phase::standing; }
 
+  [[nodiscard]] std::optional<engine::time_point> holds_since() const override {
+    if (phase_ != phase::held) return std::nullopt;
+    return held_since_;
+  }
+
   void on_view_failed(std::exception_ptr why) override {
     const auto self = shared_from_this();
     view_failed_ = why;
@@ -256,6 +261,7 @@ private:
     }
     phase_ = phase::standing;
     waited_ = true;
+    view_->need();
     view_->expect(token_);
     evaluate();
   }
@@ -299,6 +305,11 @@ private:
     view_->before_admitted(this, token_);
     phase_ = phase::held;
     hold_ = std::make_shared<hold>(key_, token_);
+    held_since_ = runtime_->now();
+    if (waited_)
+      view_->need();
+    else
+      view_->need_soon();
     const auto first = queue_.pop_front();
     if (!first.who->complete(hold_))
       release(hold_, std::nullopt, nullptr);  // its context is being destroyed
@@ -339,7 +350,10 @@ private:
       join();
       return;
     }
-    if (may_linger_) return;  // the view must be able to tell of a late put
+    if (may_linger_) {  // the view must be able to tell of a late put
+      view_->need();
+      return;
+    }
     detach();
     if (const auto lease = lease_.lock()) lease->drop_part(part_name_);
   }
@@ -376,6 +390,7 @@ private:
   revision left_ = 0;    ///< The last token that was given up.
   bool waited_ = false;  ///< Somebody was ahead of the place that is held or was last.
   std::shared_ptr<hold> hold_;
+  engine::time_point held_since_{};
   std::exception_ptr view_failed_;
   bool may_linger_ = false;
   bool attached_ = false;

@@ -28,6 +28,9 @@ CONCLAVE_DECL asio::awaitable<range_response> read_keys(std::shared_ptr<engine::
                                                         std::string prefix);
 
 /// What a client knows about one line: a standing watch that all its local participants share. On the strand.
+///
+/// The watch begins when somebody needs it, and goes when nobody has needed it for a while: a lock that is taken and
+/// given back with nobody in the way would only make the server tell of its own two writes, each time.
 class line_view final : public engine::watch_listener,
                         public engine::lingering,
                         public std::enable_shared_from_this<line_view> {
@@ -43,6 +46,8 @@ public:
     virtual void on_succeeded_by(revision token) = 0;
     /// Whether it waits for a change.
     [[nodiscard]] virtual bool waits_for_change() const = 0;
+    /// Since when it holds what it would have to hear the loss of, if it does.
+    [[nodiscard]] virtual std::optional<engine::time_point> holds_since() const = 0;
 
   protected:
     ~member() = default;
@@ -53,10 +58,18 @@ public:
 
   [[nodiscard]] const line_machine& line() const noexcept { return machine_; }
 
-  void attach(const std::string& key, member* who) {
-    members_[key] = who;
+  void attach(const std::string& key, member* who) { members_[key] = who; }
+
+  /// A member waits for what happens in the line.
+  void need() {
+    needed_ = runtime_->now();
     watch();
     if (!look_timer_) plan_look();
+  }
+
+  /// A member holds, and needs the watch if it goes on holding.
+  void need_soon() {
+    if (watch_ == 0 && !hold_timer_) plan_hold_watch(runtime_->now() + unwatched_hold);
   }
 
   /// A member is first with the place that it took at revision `token`, as the server said in whatever way: an
@@ -82,6 +95,7 @@ public:
     if (found == members_.end() || found->second != who) return;
     members_.erase(found);
     if (!members_.empty()) return;
+    if (runtime_->now() - needed_ >= client::client_state::standing_watch_time) on_forgotten();
     if (const auto list = lingering_.lock())
       list->idle(shared_from_this());
     else
@@ -91,7 +105,10 @@ public:
   [[nodiscard]] bool in_use() const override { return !members_.empty(); }
 
   void on_forgotten() override {
-    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
+    if (watch_ == 0) return;
+    hub_->remove(std::exchange(watch_, 0));
+    ++round_;
+    machine_.begin();
   }
 
   void on_created() override {
@@ -113,12 +130,35 @@ public:
   }
 
 private:
+  /// How long a hold may last that is not watched.
+  static constexpr std::chrono::milliseconds unwatched_hold{50};
+
   void watch() {
     if (watch_ != 0) return;
     engine::watch_hub::spec what;
     what.key = machine_.grammar().prefix();
     what.range_end = prefix_end(what.key);
     watch_ = hub_->add(std::move(what), weak_from_this());
+  }
+
+  void plan_hold_watch(engine::time_point when) {
+    hold_timer_ = runtime_->at(when, [weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->watch_long_holds();
+    });
+  }
+
+  void watch_long_holds() {
+    hold_timer_.reset();
+    std::optional<engine::time_point> oldest;
+    for (const auto& [key, who] : members_) {
+      const auto since = who->holds_since();
+      if (since && (!oldest || *since < *oldest)) oldest = since;
+    }
+    if (!oldest || watch_ != 0) return;
+    if (runtime_->now() - *oldest >= unwatched_hold)
+      need();
+    else
+      plan_hold_watch(*oldest + unwatched_hold);
   }
 
   void plan_look() {
@@ -193,6 +233,8 @@ private:
   engine::watch_hub::handle watch_ = 0;
   std::uint64_t round_ = 0;
   engine::backoff patience_{std::chrono::milliseconds{500}, std::chrono::seconds{30}, 1};
+  engine::time_point needed_{};
+  std::optional<engine::runtime::timer_id> hold_timer_;
   std::optional<engine::runtime::timer_id> look_timer_;
   revision expected_ = 0;  ///< The last that the watch must tell of.
   std::optional<engine::runtime::timer_id> expect_timer_;

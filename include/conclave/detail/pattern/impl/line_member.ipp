@@ -95,7 +95,7 @@ CONCLAVE_DECL asio::awaitable<void> line_member::leave_line(std::shared_ptr<line
         answer = co_await engine::call(self->runtime_, std::move(request));
       } else if (token == 0) {  // a copy that arrives late could meet a later place
         answer = co_await self->writes_->apply(std::move(request));
-      } else if (self->waited_ || self->view_->line().size() > 1) {
+      } else if (self->waited_ || self->view_->line().shows_other_than(self->key_)) {
         // There is somebody who waits for just this, or who was ahead and may be on the way back into the line: behind
         // the answer to their join they would have the lock one round trip later.
         auto applied = co_await self->writes_->apply_at_once(std::move(request));
