@@ -1286,36 +1286,45 @@ TEST_CASE("a lock whose line may not be watched fails, also when that is known b
     auto held = co_await held_by.lock();
 
     stream_log log{proxy, watch_path};
-    treat_next_created(log, [](const call_ptr& on, watch_response answer) {
+    auto refusal = std::make_shared<std::pair<call_ptr, watch_response>>();
+    std::atomic<bool> asked{false};
+    treat_next_created(log, [refusal, &asked](const call_ptr& on, watch_response answer) {
       answer.watch_id = -1;
       answer.canceled = true;
       answer.cancel_reason = "etcdserver: permission denied";
-      on->send(answer);
+      *refusal = {on, std::move(answer)};
+      asked = true;
     });
-    // The join is answered only when the watch's refusal has come.
-    auto release = std::make_shared<std::function<void()>>();
+    auto c = connect(context, proxy);
+    auto s = co_await session::open(c);
+    auto t = co_await session::open(c);
+    lock_by_name standing{s, "lock"};
+    lock_by_name joining{t, "lock"};
+    auto stands = start(context, [&] { return standing.lock(); });
+    co_await eventually("the watch is asked for", [&] { return asked.load(); });
+
+    auto answer = std::make_shared<std::pair<call_ptr, std::string>>();
     std::atomic<bool> joined{false};
     script late;
-    late.on_answer = [](const call_ptr&, const std::string&) {};
-    auto answer = std::make_shared<std::pair<call_ptr, std::string>>();
     late.on_answer = [answer](const call_ptr& on, std::string bytes) { *answer = {on, std::move(bytes)}; };
     late.on_end = [&joined](const call_ptr&, const scripted_etcd::status&) { joined = true; };
     proxy.next<txn>(late, joins);
-    auto c = connect(context, proxy);
-    auto s = co_await session::open(c);
-    lock_by_name m{s, "lock"};
-    auto waiting = start(context, [&] { return m.lock(); });
+    auto joins_late = start(context, [&] { return joining.lock(); });
     co_await eventually("it has joined", [&] { return joined.load(); });
-    co_await eventually("the watch is asked for", [&] { return log.creates().size() == 1; });
-    co_await pause_for(300ms);
+
+    refusal->first->send(refusal->second);
+    const auto why = co_await stands.error(promptly);
+    CHECK(why == errc::permission_denied);
+    CHECK_FALSE(joins_late.done());
     answer->first->send(answer->second);
     answer->first->end();
     *answer = {};
-    const auto why = co_await waiting.error(promptly);
-    CHECK(why == errc::permission_denied);
-    waiting.cancel();
+    *refusal = {};
+    const auto why_late = co_await joins_late.error(promptly);
+    CHECK(why_late == errc::permission_denied);
     co_await held.unlock();
     co_await s.close();
+    co_await t.close();
     co_await holder.close();
   });
 }
