@@ -8449,7 +8449,10 @@ public:
 
   void attach(const std::string& key, member* who) { members_[key] = who; }
 
-  /// A member waits for what happens in the line.
+  /// How long a hold may last that is not watched.
+  static constexpr std::chrono::milliseconds unwatched_hold{50};
+
+  /// A member waits for what happens in the line, or did until now.
   void need() {
     needed_ = runtime_->now();
     watch();
@@ -8519,9 +8522,6 @@ public:
   }
 
 private:
-  /// How long a hold may last that is not watched.
-  static constexpr std::chrono::milliseconds unwatched_hold{50};
-
   void watch() {
     if (watch_ != 0) return;
     engine::watch_hub::spec what;
@@ -9027,6 +9027,7 @@ private:
 
   void leave(std::optional<txn> last, release_waiter done) {
     phase_ = phase::leaving;
+    if (waited_ || (hold_ && runtime_->now() - held_since_ >= line_view::unwatched_hold)) view_->need();
     runtime_->spawn(leave_line(shared_from_this(), std::move(last), std::move(done)));
   }
 

@@ -238,6 +238,16 @@ TEST_CASE("a line is watched when somebody needs it, and no longer when nobody h
   REQUIRE(waiting.done());
   CHECK(waiting.value().held());
   CHECK(watch_requests() == 3);
+
+  w.advance(40s);
+  w.get(waiting.value().unlock());
+  w.advance(29s);
+  take_and_give_back();
+  CHECK(watch_requests() == 3);  // it was needed until the long hold ended
+  w.advance(1s);
+  take_and_give_back();
+  w.settle();
+  CHECK(watch_requests() == 4);
 }
 
 TEST_CASE("two sessions exclude each other, and the lock is handed over by an event alone") {
@@ -559,7 +569,7 @@ TEST_CASE("whoever joins behind somebody, and has no answer, has one place all t
   mutex m1{first, "a"};
   mutex m2{second, "a"};
   auto held = w.get(m1.lock());
-  w.settle();
+  w.advance(50ms);  // from now on the second knows that somebody is ahead, and does not ask
   w.server().next("KV.Txn", lost);
   auto waiting = w.start(m2.lock());
   w.advance(20s);
@@ -802,6 +812,32 @@ TEST_CASE("releases that are waited for go by themselves, but no more than four 
   CHECK(w.server().count("KV.Txn") == before + 6);
   for (auto& each : unlocking) CHECK(each.done());
   for (auto& each : waiting) CHECK(each.done());
+}
+
+TEST_CASE("whoever had to wait gives the lock back without waiting for the answer to a join") {
+  world w;
+  const client c = w.connect();
+  const auto first = open(w, c);
+  const auto second = open(w, c);
+  mutex m1{first, "a"};
+  mutex m2{second, "a"};
+  auto held = w.get(m1.lock());
+  auto waiting = w.start(m2.lock());
+  w.settle();
+  w.get(held.unlock());
+  w.settle();
+  REQUIRE(waiting.done());
+  const int before = w.server().count("KV.Txn");
+  w.server().freeze();
+  auto again = w.start(m1.lock());
+  w.settle();
+  auto unlocking = w.start(waiting.value().unlock());
+  w.settle();
+  CHECK(w.server().count("KV.Txn") == before + 2);
+  w.server().thaw();
+  w.settle();
+  CHECK(unlocking.done());
+  CHECK(again.value().held());
 }
 
 TEST_CASE("an unlock that a server refuses after one without an answer is in doubt") {

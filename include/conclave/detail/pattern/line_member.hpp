@@ -338,6 +338,7 @@ private:
 
   void leave(std::optional<txn> last, release_waiter done) {
     phase_ = phase::leaving;
+    if (waited_ || (hold_ && runtime_->now() - held_since_ >= line_view::unwatched_hold)) view_->need();
     runtime_->spawn(leave_line(shared_from_this(), std::move(last), std::move(done)));
   }
 

@@ -60,7 +60,10 @@ public:
 
   void attach(const std::string& key, member* who) { members_[key] = who; }
 
-  /// A member waits for what happens in the line.
+  /// How long a hold may last that is not watched.
+  static constexpr std::chrono::milliseconds unwatched_hold{50};
+
+  /// A member waits for what happens in the line, or did until now.
   void need() {
     needed_ = runtime_->now();
     watch();
@@ -130,9 +133,6 @@ public:
   }
 
 private:
-  /// How long a hold may last that is not watched.
-  static constexpr std::chrono::milliseconds unwatched_hold{50};
-
   void watch() {
     if (watch_ != 0) return;
     engine::watch_hub::spec what;
