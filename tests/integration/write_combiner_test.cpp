@@ -333,9 +333,12 @@ TEST_CASE("counters that many coroutines raise under a compare lose nothing") {
   on_etcd([batches](asio::io_context& context, etcd_server& server) -> asio::awaitable<void> {
     const client c = connect(context, server);
     const auto executor = asio::any_io_executor{context.get_executor()};
+    const auto no_hurry = 20s;  // some hundred writes after one another: one that takes long is no failure
     write_combiner::limits within;
     within.most_in_flight = batches;
-    const auto combiner = std::make_shared<write_combiner>(make_runtime(executor, server), within);
+    within.patience = no_hurry;
+    const auto combiner =
+        std::make_shared<write_combiner>(make_runtime(executor, server, {}, no_hurry), within);
     std::vector<task<int>> raisers;
     for (int i = 0; i < 24; ++i) {
       const auto key = "counter" + std::to_string(i % 6);
