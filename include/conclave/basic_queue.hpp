@@ -48,13 +48,14 @@ public:
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
   /// Waits for an item and takes the first. Completes when there is one and no other consumer was faster;
-  /// survives server restarts, reconnects and compactions. Idle: one event and one round trip from enqueue to
-  /// delivery; one proposal for up to 64 local consumers together. Cancellation throws `cancelled` promptly
-  /// and loses no item.
+  /// survives server restarts, reconnects and compactions. One round trip for an item that is there; idle: one event
+  /// and one round trip from enqueue to delivery. One proposal for up to 64 local consumers together. A client's first
+  /// reads what is there; the first that has to wait opens the watch, and reads once more. Cancellation throws
+  /// `cancelled` promptly and loses no item.
   asio::awaitable<std::string> dequeue() const;
 
   /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
-  /// round trip, two to four for a client's first, and more while other consumers are faster; one proposal
+  /// round trip, two to three for a client's first, and more while other consumers are faster; one proposal
   /// if an item was there. Does not wait for a server: `unavailable` or `timed_out`.
   asio::awaitable<std::optional<std::string>> try_dequeue() const;
 

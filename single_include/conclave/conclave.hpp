@@ -9993,14 +9993,16 @@ public:
         .otherwise(range(key_, {.keys_only = true}));
   }
 
-  /// The claim was answered so.
-  void learn(const txn_response& answer) {
+  /// The claim was answered so. False if the receipt was not the one that it asked for.
+  bool learn(const txn_response& answer) {
+    const auto before = written_;
     if (answer.succeeded) {
       written_ = answer.header.revision;
-      return;
+      return true;
     }
     const auto& found = answer.at(0).range().kvs;
     written_ = found.empty() ? 0 : found.front().mod_revision;
+    return written_ == before;
   }
 
   struct verdict {
@@ -10131,6 +10133,10 @@ namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 /// at a time which claims as many of the oldest items as there are consumers. Each claim is nested with a
 /// compare of its own: where another process was faster, just that item is not ours. Each claim leaves a receipt,
 /// by which it is found out what became of it if the answer gets lost. On the strand.
+///
+/// A queue that is ordered by commit is watched from when a consumer has to wait, or somebody else takes items, and no
+/// longer when neither has happened for a while: whatever comes goes behind what is known, and of what is taken here
+/// the server would tell for nothing.
 class backlog final : public engine::watch_listener,
                       public engine::lingering,
                       public std::enable_shared_from_this<backlog> {
@@ -10185,8 +10191,7 @@ public:
   [[nodiscard]] bool in_use() const override { return !consumers_.empty() || pumping_; }
 
   void on_forgotten() override {
-    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
-    watching_ = false;
+    unwatch();
     machine_.forget();
     put_back();
   }
@@ -10277,15 +10282,32 @@ private:
     if (each.waits() && !receipts_refused_) receipts_->prepare();
     const auto place = consumers_.push_back(std::move(each));
     who->on_cancel([self = shared_from_this(), place] { self->remove(place); });
-    if (watch_ == 0) {
-      engine::watch_hub::spec what;
-      what.key = machine_.grammar().prefix();
-      what.range_end = prefix_end(what.key);
-      watch_ = hub_->add(std::move(what), weak_from_this());
-    }
+    // What comes later may go before what is known.
+    if (machine_.grammar().sorted() == backlog_grammar::order::by_key) need_watch();
     if (!look_timer_) plan_look();
     pump();
     return place;
+  }
+
+  void need_watch() {
+    needed_ = runtime_->now();
+    if (watch_ != 0) return;
+    engine::watch_hub::spec what;
+    what.key = machine_.grammar().prefix();
+    what.range_end = prefix_end(what.key);
+    watch_ = hub_->add(std::move(what), weak_from_this());
+  }
+
+  void unwatch() {
+    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
+    watching_ = false;
+  }
+
+  /// What is known stays: all of it goes before what will not be heard of.
+  void unwatch_unless_needed() {
+    if (watching_ && machine_.grammar().sorted() == backlog_grammar::order::by_commit &&
+        runtime_->now() - needed_ >= client::client_state::standing_watch_time)
+      unwatch();
   }
 
   /// See `runtime::look_later`.
@@ -10343,11 +10365,11 @@ private:
     if (served() && (must_list() || !must_wait())) pump();
   }
 
-  /// Those that wait need the watch. The others must not: there may be no server to be watched for a long
-  /// time. A listing serves them as well; what it says may be old when they claim, and the claims are
-  /// guarded.
+  /// Those that wait do so for the watch too, once it is needed. The others must not: there may be no server to be
+  /// watched for a long time. A listing serves them as well; what it says may be old when they claim, and the claims
+  /// are guarded.
   [[nodiscard]] bool served() const {
-    return !consumers_.empty() && (watching_ || consumers_.any_that_does_not_wait());
+    return !consumers_.empty() && (watching_ || watch_ == 0 || consumers_.any_that_does_not_wait());
   }
 
   /// An event of our own is under way that may go before all the others.
@@ -10394,27 +10416,40 @@ private:
         from += '\0';
       }
     }
+    const bool alone = goes_alone(asked_for);
     for (const auto& each : asked_for) {
       txn one;
-      one.when(mod_revision(each.key) == each.mod_revision)
+      auto& to = alone ? request : one;
+      to.when(mod_revision(each.key) == each.mod_revision)
           .then(delete_key(each.key, {.prev_kv = !each.value.has_value()}));
-      request.then(std::move(one));
+      if (!alone) request.then(std::move(one));
     }
     if (with_receipt) receipt_.add_to(request);
     return request;
   }
 
+  /// Whether a claim is the transaction for its one item, with none around it: that is less work for etcd.
+  [[nodiscard]] bool goes_alone(const item_list& asked_for) const {
+    return asked_for.size() == 1 && machine_.grammar().sorted() == backlog_grammar::order::by_commit;
+  }
+
   /// What a claim took, all of it or, if the answer makes no sense, nothing.
   void settle(const item_list& asked_for, const txn_response& answer, bool with_receipt) {
+    const bool alone = goes_alone(asked_for);
     if (!answer.succeeded) {
-      if (with_receipt) receipt_.learn(answer);
-      machine_.forget();  // list again
+      const bool receipt_was_known = !with_receipt || receipt_.learn(answer);
+      if (alone && receipt_was_known) {
+        machine_.taken(asked_for.front().key, asked_for.front().mod_revision);
+        lost();
+      } else {
+        machine_.forget();  // list again
+      }
       return;
     }
     std::vector<claimed> got;
     std::size_t next = 0;
     for (const auto& each : asked_for) {
-      const auto& one = answer.at(next++).txn();
+      const auto& one = alone ? answer : answer.at(next++).txn();
       if (!one.succeeded) continue;  // another consumer was faster
       if (each.value) {
         got.push_back({each.key, *each.value});
@@ -10426,7 +10461,14 @@ private:
     }
     if (with_receipt) receipt_.learn(answer);
     for (const auto& each : asked_for) machine_.taken(each.key, each.mod_revision);
+    if (got.size() < asked_for.size()) lost();
     add_spare(std::move(got));
+  }
+
+  /// Others take items too. Who does not hear of it would go on to ask for what is gone.
+  void lost() {
+    if (!watching_) machine_.forget();
+    need_watch();
   }
 
   void add_spare(std::vector<claimed> got) {
@@ -10559,6 +10601,7 @@ private:
   std::optional<engine::runtime::timer_id> look_timer_;
   engine::watch_hub::handle watch_ = 0;
   bool watching_ = false;
+  engine::time_point needed_{};  ///< When the watch was, at last.
   bool pumping_ = false;
   std::optional<doubtful_claim> in_doubt_;
   bool receipts_refused_ = false;
@@ -10582,9 +10625,10 @@ CONCLAVE_DECL asio::awaitable<void> backlog::run(std::shared_ptr<backlog> self) 
         co_await find_out(self);
       else if (self->must_list())
         co_await list(self);
-      else if (self->must_wait())
-        break;  // the next event goes on
-      else
+      else if (self->must_wait()) {
+        self->need_watch();
+        break;  // the watch's beginning, or the next event, goes on
+      } else
         co_await claim(self);
       pause.reset();
     } catch (const error& e) {
@@ -10661,6 +10705,7 @@ CONCLAVE_DECL asio::awaitable<void> backlog::claim(std::shared_ptr<backlog> self
   if (!self->served() || self->must_list() || self->must_wait()) co_return;  // by now
   const auto limit = self->runtime_->options().receive_limit;
   const auto unknown = std::max<std::size_t>(1, limit / largest_value);
+  self->unwatch_unless_needed();
   const item_list asked_for = self->machine_.first(self->consumers_.wanted(most_claims), unknown);
   errc code{};
   std::exception_ptr failed;
@@ -10789,13 +10834,14 @@ public:
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
   /// Waits for an item and takes the first. Completes when there is one and no other consumer was faster;
-  /// survives server restarts, reconnects and compactions. Idle: one event and one round trip from enqueue to
-  /// delivery; one proposal for up to 64 local consumers together. Cancellation throws `cancelled` promptly
-  /// and loses no item.
+  /// survives server restarts, reconnects and compactions. One round trip for an item that is there; idle: one event
+  /// and one round trip from enqueue to delivery. One proposal for up to 64 local consumers together. A client's first
+  /// reads what is there; the first that has to wait opens the watch, and reads once more. Cancellation throws
+  /// `cancelled` promptly and loses no item.
   asio::awaitable<std::string> dequeue() const;
 
   /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
-  /// round trip, two to four for a client's first, and more while other consumers are faster; one proposal
+  /// round trip, two to three for a client's first, and more while other consumers are faster; one proposal
   /// if an item was there. Does not wait for a server: `unavailable` or `timed_out`.
   asio::awaitable<std::optional<std::string>> try_dequeue() const;
 

@@ -293,6 +293,12 @@ TEST_CASE("a transaction's answers of another number or kind are an error of the
       co_await q.enqueue("next");
       const auto taken = co_await q.dequeue_for(promptly);
       CHECK(taken.value_or("nothing") == "next");
+
+      // Several items are claimed by a transaction each, within one.
+      for (const char* of : {"one", "two"}) co_await q.enqueue(of);
+      proxy.next<txn>(scripted_etcd::edited<txn_response>(each.edit), claims);
+      const auto both = co_await q.dequeue_up_to(2);
+      CHECK(both == strings{"one", "two"});
       CHECK(proxy.outstanding() == 0);
     }
 
@@ -311,14 +317,20 @@ TEST_CASE("a claimed item that is answered without its value is read from the hi
   on_scripted([](asio::io_context& context, scripted_etcd& proxy, etcd_server&) -> asio::awaitable<void> {
     auto c = connect(context, proxy);
     queue q{c, "queue"};
-    co_await q.enqueue("first");  // before there is a consumer, so that the claim has to ask for its value
-    auto without = [](txn_response& r) { r.at(0).txn().at(0).delete_range().prev_kvs.clear(); };
+    // Before there is a consumer, so that the claims have to ask for the values.
+    for (const char* each : {"first", "second", "third"}) co_await q.enqueue(each);
+    auto without = [](txn_response& r) { r.at(0).delete_range().prev_kvs.clear(); };
     proxy.next<txn>(scripted_etcd::edited<txn_response>(without), claims);
     const auto first = co_await q.dequeue_for(promptly);
     CHECK(first.value_or("nothing") == "first");
-    co_await q.enqueue("second");
+    auto one_without = [](txn_response& r) { r.at(1).txn().at(0).delete_range().prev_kvs.clear(); };
+    proxy.next<txn>(scripted_etcd::edited<txn_response>(one_without), claims);
+    const auto others = co_await q.dequeue_up_to(2);
+    CHECK(others == strings{"second", "third"});
+    CHECK(proxy.outstanding() == 0);
+    co_await q.enqueue("fourth");
     const auto taken = co_await q.dequeue_for(promptly);
-    CHECK(taken.value_or("nothing") == "second");
+    CHECK(taken.value_or("nothing") == "fourth");
   });
 }
 
@@ -585,6 +597,12 @@ TEST_CASE("a claim whose answer gets lost is found out, and each item delivered 
     proxy.next<txn>(scripted_etcd::lost(), inquires);
     const auto third = co_await q.dequeue_for(promptly);
     CHECK(third.value_or("nothing") == "c");
+    CHECK(proxy.outstanding() == 0);
+    // Of several, by a transaction each within one.
+    for (const char* each : {"d", "e"}) co_await q.enqueue(each);
+    proxy.next<txn>(scripted_etcd::lost(), claims);
+    const auto others = co_await q.dequeue_up_to(2);
+    CHECK(others == strings{"d", "e"});
     CHECK(proxy.outstanding() == 0);
     const auto none = co_await q.try_dequeue();
     CHECK_FALSE(none.has_value());

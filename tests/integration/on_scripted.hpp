@@ -74,9 +74,11 @@ inline bool unlocks(const txn& request) {
          std::holds_alternative<delete_range_request>(request.success[0].request);
 }
 
-/// Takes queued items: transactions within one.
+/// Takes queued items, and leaves a receipt.
 inline bool claims(const txn& request) {
-  return !request.success.empty() && std::holds_alternative<txn>(request.success[0].request);
+  const auto* put =
+      request.success.size() > 1 ? std::get_if<put_request>(&request.success.back().request) : nullptr;
+  return put != nullptr && put->value == "claim";
 }
 
 /// Asks what became of a claim.

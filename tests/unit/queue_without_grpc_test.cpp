@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 
-// Queues on virtual time and against an etcd in memory: what becomes of items when calls and answers get lost.
+// Queues on virtual time and against an etcd in memory: what they ask for, and what becomes of items when calls and
+// answers get lost.
 
 #include <conclave/client.hpp>
 #include <conclave/priority_queue.hpp>
@@ -40,6 +41,10 @@ void warm_up(world& w, const queue& on) {
   w.get(on.enqueue("warm"));
   w.settle();
   REQUIRE(waiting.value() == "warm");
+}
+
+void fill(world& w, const queue& q, int from, int to) {
+  for (int i = from; i < to; ++i) w.get(q.enqueue(std::to_string(i)));
 }
 
 items sorted(items of) {
@@ -479,4 +484,82 @@ TEST_CASE("a priority queue's item whose answer is lost is found though others h
   const items expected = applied ? items{"first", "mine", "theirs", "theirs", "theirs"}
                                  : items{"first", "theirs", "theirs", "theirs", "mine"};
   CHECK(left_in(w, "jobs/") == expected);
+}
+
+TEST_CASE("a queue is watched when a consumer has to wait, and no longer when none has for a while") {
+  world w;
+  const client producer = w.connect();
+  const client consumer = w.connect();
+  const queue to{producer, "q"};
+  const queue from{consumer, "q"};
+  const auto watch_requests = [&w] { return w.server().count("Watch"); };
+
+  fill(w, to, 0, 5);
+  for (int i = 0; i < 5; ++i) CHECK(w.get(from.dequeue()) == std::to_string(i));
+  CHECK(watch_requests() == 0);
+  CHECK(w.server().count("KV.Range") == 1);
+  CHECK(w.server().count("KV.Txn") == 5);
+
+  // None is left: the watch stands before the second look, so that nothing can come unseen.
+  auto waiting = w.start(from.dequeue());
+  w.settle();
+  CHECK_FALSE(waiting.done());
+  CHECK(watch_requests() == 1);
+  CHECK(w.server().count("KV.Range") == 2);
+  fill(w, to, 5, 7);
+  w.settle();
+  REQUIRE(waiting.done());
+  CHECK(waiting.value() == "5");
+  CHECK(w.get(from.dequeue()) == "6");
+  CHECK(w.server().count("KV.Range") == 2);
+
+  // As long as consumers are never waited for by items, the watch tells of nothing that they have to know.
+  fill(w, to, 7, 50);
+  for (int i = 7; i < 36; ++i) {
+    w.advance(1s);
+    CHECK(w.get(from.dequeue()) == std::to_string(i));
+  }
+  CHECK(watch_requests() == 1);
+  w.advance(1s);
+  for (int i = 36; i < 40; ++i) CHECK(w.get(from.dequeue()) == std::to_string(i));
+  w.settle();
+  CHECK(watch_requests() == 2);  // its end
+  fill(w, to, 50, 60);
+  for (int i = 40; i < 60; ++i) CHECK(w.get(from.dequeue()) == std::to_string(i));
+  CHECK(watch_requests() == 3);
+  CHECK(w.server().count("KV.Txn") == 60);
+}
+
+TEST_CASE("a consumer that finds an item taken by another looks again, once, and watches from then on") {
+  world w;
+  const client one = w.connect();
+  const client other = w.connect();
+  const queue mine{one, "q"};
+  const queue theirs{other, "q"};
+  fill(w, mine, 0, 100);
+  CHECK(w.get(mine.dequeue()) == "0");
+  for (int i = 1; i < 90; ++i) CHECK(w.get(theirs.dequeue()) == std::to_string(i));
+
+  const auto before = w.server().count("KV.Txn");
+  SECTION("waiting") { CHECK(w.get(mine.dequeue()) == "90"); }
+  SECTION("not waiting") { CHECK(w.get(mine.try_dequeue()) == "90"); }
+  SECTION("several at a time") { CHECK(w.get(mine.dequeue_up_to(3)) == items{"90", "91", "92"}); }
+  CHECK(w.server().count("KV.Txn") == before + 2);
+  w.settle();
+  CHECK(w.server().count("Watch") == 1);
+}
+
+TEST_CASE("a priority queue is watched from the first consumer on: what comes may go before what is known") {
+  world w;
+  const client c = w.connect();
+  const client other = w.connect();
+  const priority_queue q{c, "q"};
+  const priority_queue to{other, "q"};
+  w.get(to.enqueue("later", 5));
+  w.get(to.enqueue("last", 5));
+  CHECK(w.get(q.dequeue()) == "later");
+  CHECK(w.server().count("Watch") == 1);
+  w.get(to.enqueue("first", 1));
+  CHECK(w.get(q.dequeue()) == "first");
+  CHECK(w.get(q.dequeue()) == "last");
 }

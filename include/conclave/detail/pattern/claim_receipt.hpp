@@ -116,14 +116,16 @@ public:
         .otherwise(range(key_, {.keys_only = true}));
   }
 
-  /// The claim was answered so.
-  void learn(const txn_response& answer) {
+  /// The claim was answered so. False if the receipt was not the one that it asked for.
+  bool learn(const txn_response& answer) {
+    const auto before = written_;
     if (answer.succeeded) {
       written_ = answer.header.revision;
-      return;
+      return true;
     }
     const auto& found = answer.at(0).range().kvs;
     written_ = found.empty() ? 0 : found.front().mod_revision;
+    return written_ == before;
   }
 
   struct verdict {

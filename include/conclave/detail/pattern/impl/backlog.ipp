@@ -14,9 +14,10 @@ CONCLAVE_DECL asio::awaitable<void> backlog::run(std::shared_ptr<backlog> self) 
         co_await find_out(self);
       else if (self->must_list())
         co_await list(self);
-      else if (self->must_wait())
-        break;  // the next event goes on
-      else
+      else if (self->must_wait()) {
+        self->need_watch();
+        break;  // the watch's beginning, or the next event, goes on
+      } else
         co_await claim(self);
       pause.reset();
     } catch (const error& e) {
@@ -93,6 +94,7 @@ CONCLAVE_DECL asio::awaitable<void> backlog::claim(std::shared_ptr<backlog> self
   if (!self->served() || self->must_list() || self->must_wait()) co_return;  // by now
   const auto limit = self->runtime_->options().receive_limit;
   const auto unknown = std::max<std::size_t>(1, limit / largest_value);
+  self->unwatch_unless_needed();
   const item_list asked_for = self->machine_.first(self->consumers_.wanted(most_claims), unknown);
   errc code{};
   std::exception_ptr failed;
