@@ -35,7 +35,7 @@ class ConclaveConan(ConanFile):
             self.version = ".".join(parts[part] for part in ("MAJOR", "MINOR", "PATCH"))
 
     def export_sources(self):
-        copy(self, "include/*.hpp", self._top, self.export_sources_folder)
+        copy(self, "include/*", self._top, self.export_sources_folder)
         copy(self, "LICENSE", self._top, self.export_sources_folder)
 
     def layout(self):
@@ -56,7 +56,7 @@ class ConclaveConan(ConanFile):
         check_min_cppstd(self, 20)
 
     def package(self):
-        copy(self, "*.hpp", os.path.join(self.source_folder, "include"), os.path.join(self.package_folder, "include"))
+        copy(self, "*", os.path.join(self.source_folder, "include"), os.path.join(self.package_folder, "include"))
         copy(self, "LICENSE", self.source_folder, os.path.join(self.package_folder, "licenses"))
 
     def package_info(self):
