@@ -26,7 +26,7 @@ namespace conclave::inline CONCLAVE_ABI {
 /// What both kinds of queue offer to consumers. Values are bytes. A cheap handle: copies share the queue and
 /// may be used from any coroutine and any thread at a time; make as many as needed.
 ///
-/// All consumers of a client share one watch, and those that wait are served by one transaction at a time,
+/// All consumers of a client share one view of the queue, and those that wait are served by one transaction at a time,
 /// which claims as many items as there are consumers: an idle consumer costs a coroutine and nothing else.
 ///
 /// Delivery is at most once: an item is deleted by the claim that delivers it. What a consumer got and then
@@ -48,15 +48,16 @@ public:
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
   /// Waits for an item and takes the first. Completes when there is one and no other consumer was faster;
-  /// survives server restarts, reconnects and compactions. One round trip for an item that is there; idle: one event
+  /// survives server restarts, reconnects and compactions. One round trip for an item that is known; idle: one event
   /// and one round trip from enqueue to delivery. One proposal for up to 64 local consumers together. A client's first
-  /// reads what is there; the first that has to wait opens the watch, and reads once more. Cancellation throws
-  /// `cancelled` promptly and loses no item.
+  /// reads what is there; the first that then finds none left opens the watch, and reads once more. Cancellation
+  /// throws `cancelled` promptly and loses no item.
   asio::awaitable<std::string> dequeue() const;
 
   /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
-  /// round trip, two to three for a client's first, and more while other consumers are faster; one proposal
-  /// if an item was there. Does not wait for a server: `unavailable` or `timed_out`.
+  /// round trip, two to four for a client's first, for the first that finds none left and until the watch stands
+  /// that it opens, and more while other consumers are faster; one proposal if an item was there. Does not wait for a
+  /// server: `unavailable` or `timed_out`.
   asio::awaitable<std::optional<std::string>> try_dequeue() const;
 
   /// Waits as `dequeue` does, at most for `time`; then gives nothing.

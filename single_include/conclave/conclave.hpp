@@ -10129,15 +10129,16 @@ CONCLAVE_DECL asio::awaitable<claim_receipt::verdict> claim_receipt::find_out(
 
 namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
-/// The local consumers of one queue, served together: one watch, one view of what waits, and one transaction
-/// at a time which claims as many of the oldest items as there are consumers. Each claim is nested with a
-/// compare of its own: where another process was faster, just that item is not ours. Each claim leaves a receipt,
-/// by which it is found out what became of it if the answer gets lost. On the strand.
+/// The local consumers of one queue, served together: one view of what waits, and one transaction at a time
+/// which claims as many of the oldest items as there are consumers. Several are nested, each with a compare of
+/// its own: where another process was faster, just that item is not ours. Each claim leaves a receipt, by which
+/// it is found out what became of it if the answer gets lost. On the strand.
 ///
-/// A queue that is ordered by commit is watched from when a consumer has to wait, or somebody else takes items, and no
-/// longer when neither has happened for a while: whatever comes goes behind what is known, and of what is taken here
+/// The view is a listing, and a watch once it is needed. A queue that is ordered by commit needs none as long as
+/// there are items, and nobody else takes them: whatever comes goes behind what is known, and of what is taken here
 /// the server would tell for nothing.
 class backlog final : public engine::watch_listener,
+                      public engine::runtime_observer,
                       public engine::lingering,
                       public std::enable_shared_from_this<backlog> {
 public:
@@ -10191,9 +10192,15 @@ public:
   [[nodiscard]] bool in_use() const override { return !consumers_.empty() || pumping_; }
 
   void on_forgotten() override {
-    unwatch();
+    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
+    watching_ = false;
     machine_.forget();
     put_back();
+  }
+
+  /// The watch, if there is one, says so itself.
+  void on_cluster_reset() override {
+    if (watch_ == 0) watch_failed(std::make_exception_ptr(error(errc::cluster_reset)));
   }
 
   void on_created() override {
@@ -10280,9 +10287,10 @@ private:
   consumer_line::handle add(consumer each) {
     const auto who = each.who;
     if (each.waits() && !receipts_refused_) receipts_->prepare();
+    if (!std::exchange(observing_, true)) runtime_->observe(weak_from_this());
     const auto place = consumers_.push_back(std::move(each));
     who->on_cancel([self = shared_from_this(), place] { self->remove(place); });
-    // What comes later may go before what is known.
+    // What comes may go before what is known.
     if (machine_.grammar().sorted() == backlog_grammar::order::by_key) need_watch();
     if (!look_timer_) plan_look();
     pump();
@@ -10290,24 +10298,11 @@ private:
   }
 
   void need_watch() {
-    needed_ = runtime_->now();
     if (watch_ != 0) return;
     engine::watch_hub::spec what;
     what.key = machine_.grammar().prefix();
     what.range_end = prefix_end(what.key);
     watch_ = hub_->add(std::move(what), weak_from_this());
-  }
-
-  void unwatch() {
-    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
-    watching_ = false;
-  }
-
-  /// What is known stays: all of it goes before what will not be heard of.
-  void unwatch_unless_needed() {
-    if (watching_ && machine_.grammar().sorted() == backlog_grammar::order::by_commit &&
-        runtime_->now() - needed_ >= client::client_state::standing_watch_time)
-      unwatch();
   }
 
   /// See `runtime::look_later`.
@@ -10382,6 +10377,10 @@ private:
     if (machine_.empty()) return !machine_.complete() || consumers_.any_that_does_not_wait();
     return behind() && consumers_.any_that_does_not_wait();
   }
+
+  /// What was known of a queue of which all was known has been taken: the next item is told of by a watch, and
+  /// not looked for each time.
+  [[nodiscard]] bool ran_empty() const { return machine_.live() && machine_.empty() && machine_.complete(); }
 
   /// Given that there is no reason to list.
   [[nodiscard]] bool must_wait() const { return machine_.empty() || behind(); }
@@ -10601,7 +10600,7 @@ private:
   std::optional<engine::runtime::timer_id> look_timer_;
   engine::watch_hub::handle watch_ = 0;
   bool watching_ = false;
-  engine::time_point needed_{};  ///< When the watch was, at last.
+  bool observing_ = false;
   bool pumping_ = false;
   std::optional<doubtful_claim> in_doubt_;
   bool receipts_refused_ = false;
@@ -10623,9 +10622,10 @@ CONCLAVE_DECL asio::awaitable<void> backlog::run(std::shared_ptr<backlog> self) 
     try {
       if (self->in_doubt_)
         co_await find_out(self);
-      else if (self->must_list())
+      else if (self->must_list()) {
+        if (self->ran_empty()) self->need_watch();
         co_await list(self);
-      else if (self->must_wait()) {
+      } else if (self->must_wait()) {
         self->need_watch();
         break;  // the watch's beginning, or the next event, goes on
       } else
@@ -10705,7 +10705,6 @@ CONCLAVE_DECL asio::awaitable<void> backlog::claim(std::shared_ptr<backlog> self
   if (!self->served() || self->must_list() || self->must_wait()) co_return;  // by now
   const auto limit = self->runtime_->options().receive_limit;
   const auto unknown = std::max<std::size_t>(1, limit / largest_value);
-  self->unwatch_unless_needed();
   const item_list asked_for = self->machine_.first(self->consumers_.wanted(most_claims), unknown);
   errc code{};
   std::exception_ptr failed;
@@ -10812,7 +10811,7 @@ namespace conclave::inline CONCLAVE_ABI {
 /// What both kinds of queue offer to consumers. Values are bytes. A cheap handle: copies share the queue and
 /// may be used from any coroutine and any thread at a time; make as many as needed.
 ///
-/// All consumers of a client share one watch, and those that wait are served by one transaction at a time,
+/// All consumers of a client share one view of the queue, and those that wait are served by one transaction at a time,
 /// which claims as many items as there are consumers: an idle consumer costs a coroutine and nothing else.
 ///
 /// Delivery is at most once: an item is deleted by the claim that delivers it. What a consumer got and then
@@ -10834,15 +10833,16 @@ public:
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
   /// Waits for an item and takes the first. Completes when there is one and no other consumer was faster;
-  /// survives server restarts, reconnects and compactions. One round trip for an item that is there; idle: one event
+  /// survives server restarts, reconnects and compactions. One round trip for an item that is known; idle: one event
   /// and one round trip from enqueue to delivery. One proposal for up to 64 local consumers together. A client's first
-  /// reads what is there; the first that has to wait opens the watch, and reads once more. Cancellation throws
-  /// `cancelled` promptly and loses no item.
+  /// reads what is there; the first that then finds none left opens the watch, and reads once more. Cancellation
+  /// throws `cancelled` promptly and loses no item.
   asio::awaitable<std::string> dequeue() const;
 
   /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
-  /// round trip, two to three for a client's first, and more while other consumers are faster; one proposal
-  /// if an item was there. Does not wait for a server: `unavailable` or `timed_out`.
+  /// round trip, two to four for a client's first, for the first that finds none left and until the watch stands
+  /// that it opens, and more while other consumers are faster; one proposal if an item was there. Does not wait for a
+  /// server: `unavailable` or `timed_out`.
   asio::awaitable<std::optional<std::string>> try_dequeue() const;
 
   /// Waits as `dequeue` does, at most for `time`; then gives nothing.

@@ -486,7 +486,7 @@ TEST_CASE("a priority queue's item whose answer is lost is found though others h
   CHECK(left_in(w, "jobs/") == expected);
 }
 
-TEST_CASE("a queue is watched when a consumer has to wait, and no longer when none has for a while") {
+TEST_CASE("a queue is watched from when a consumer has to wait") {
   world w;
   const client producer = w.connect();
   const client consumer = w.connect();
@@ -506,28 +506,39 @@ TEST_CASE("a queue is watched when a consumer has to wait, and no longer when no
   CHECK_FALSE(waiting.done());
   CHECK(watch_requests() == 1);
   CHECK(w.server().count("KV.Range") == 2);
-  fill(w, to, 5, 7);
+  fill(w, to, 5, 60);
   w.settle();
   REQUIRE(waiting.done());
   CHECK(waiting.value() == "5");
-  CHECK(w.get(from.dequeue()) == "6");
-  CHECK(w.server().count("KV.Range") == 2);
-
-  // As long as consumers are never waited for by items, the watch tells of nothing that they have to know.
-  fill(w, to, 7, 50);
-  for (int i = 7; i < 36; ++i) {
+  for (int i = 6; i < 60; ++i) {
     w.advance(1s);
     CHECK(w.get(from.dequeue()) == std::to_string(i));
   }
   CHECK(watch_requests() == 1);
-  w.advance(1s);
-  for (int i = 36; i < 40; ++i) CHECK(w.get(from.dequeue()) == std::to_string(i));
-  w.settle();
-  CHECK(watch_requests() == 2);  // its end
-  fill(w, to, 50, 60);
-  for (int i = 40; i < 60; ++i) CHECK(w.get(from.dequeue()) == std::to_string(i));
-  CHECK(watch_requests() == 3);
+  CHECK(w.server().count("KV.Range") == 2);
   CHECK(w.server().count("KV.Txn") == 60);
+}
+
+TEST_CASE("a queue is watched when a consumer that does not wait has found nothing for the second time") {
+  world w;
+  const client c = w.connect();
+  const queue q{c, "q"};
+  const auto reads = [&w] { return w.server().count("KV.Range"); };
+  CHECK_FALSE(w.get(q.try_dequeue()).has_value());
+  CHECK(w.server().count("Watch") == 0);
+  CHECK(reads() == 1);
+  CHECK_FALSE(w.get(q.try_dequeue()).has_value());
+  w.settle();
+  CHECK(w.server().count("Watch") == 1);
+  // Each "nothing" is of a read of its own; an item is told of.
+  CHECK_FALSE(w.get(q.try_dequeue()).has_value());
+  const auto before = reads();
+  for (int i = 0; i < 5; ++i) {
+    w.get(q.enqueue(std::to_string(i)));
+    CHECK(w.get(q.try_dequeue()) == std::to_string(i));
+  }
+  CHECK(reads() == before);
+  CHECK(w.server().count("Watch") == 1);
 }
 
 TEST_CASE("a consumer that finds an item taken by another looks again, once, and watches from then on") {
@@ -562,4 +573,61 @@ TEST_CASE("a priority queue is watched from the first consumer on: what comes ma
   w.get(to.enqueue("first", 1));
   CHECK(w.get(q.dequeue()) == "first");
   CHECK(w.get(q.dequeue()) == "last");
+}
+
+TEST_CASE("an item that was taken unheard of is asked for once, by whoever watches too") {
+  world w;
+  const client one = w.connect();
+  const client other = w.connect();
+  const queue mine{one, "q"};
+  const queue theirs{other, "q"};
+  warm_up(w, mine);
+  fill(w, mine, 0, 3);
+  w.settle();
+  w.server().tells_events = false;
+  CHECK(w.get(theirs.dequeue()) == "0");
+  const auto before = w.server().count("KV.Txn");
+  CHECK(w.get(mine.dequeue()) == "1");
+  CHECK(w.server().count("KV.Txn") == before + 2);
+}
+
+TEST_CASE("a receipt that somebody else has written to costs no item, and not its place") {
+  world w;
+  const client one = w.connect();
+  const client other = w.connect();
+  const queue q{one, "q"};
+  warm_up(w, q);
+  fill(w, q, 0, 3);
+  CHECK(w.get(q.dequeue()) == "0");
+  const auto receipts = w.etcd().line("__q/receipt/");
+  REQUIRE(receipts.size() == 1);
+  w.get(other.put(receipts.front(), "somebody else's"));
+  CHECK(w.get(q.dequeue()) == "1");
+  CHECK(w.get(q.dequeue()) == "2");
+}
+
+TEST_CASE("after the store was restored a queue gives what is there, in its order, watched or not") {
+  const bool watched = GENERATE(false, true);
+  world w;
+  const client c = w.connect();
+  const queue q{c, "q"};
+  if (watched) warm_up(w, q);
+  fill(w, q, 0, 6);
+  const auto backup = w.etcd();
+  for (int i = 0; i < 3; ++i) CHECK(w.get(q.dequeue()) == std::to_string(i));
+  CHECK((w.server().count("Watch") == 1) == watched);
+  w.server().stop();
+  w.settle();
+  w.etcd() = backup;
+  w.server().start();
+  w.advance(5s);
+  auto told = w.start(c.get("k"));
+  w.advance(1s);
+  for (int i = 0; i < 6; ++i) {
+    auto item = w.start(q.dequeue());
+    w.advance(5s);
+    if (item.error() == errc::cluster_reset) item = w.start(q.dequeue());
+    w.advance(5s);
+    CHECK(item.value() == std::to_string(i));
+  }
 }

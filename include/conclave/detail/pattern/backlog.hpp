@@ -27,15 +27,16 @@
 
 namespace conclave::inline CONCLAVE_ABI::detail::pattern {
 
-/// The local consumers of one queue, served together: one watch, one view of what waits, and one transaction
-/// at a time which claims as many of the oldest items as there are consumers. Each claim is nested with a
-/// compare of its own: where another process was faster, just that item is not ours. Each claim leaves a receipt,
-/// by which it is found out what became of it if the answer gets lost. On the strand.
+/// The local consumers of one queue, served together: one view of what waits, and one transaction at a time
+/// which claims as many of the oldest items as there are consumers. Several are nested, each with a compare of
+/// its own: where another process was faster, just that item is not ours. Each claim leaves a receipt, by which
+/// it is found out what became of it if the answer gets lost. On the strand.
 ///
-/// A queue that is ordered by commit is watched from when a consumer has to wait, or somebody else takes items, and no
-/// longer when neither has happened for a while: whatever comes goes behind what is known, and of what is taken here
+/// The view is a listing, and a watch once it is needed. A queue that is ordered by commit needs none as long as
+/// there are items, and nobody else takes them: whatever comes goes behind what is known, and of what is taken here
 /// the server would tell for nothing.
 class backlog final : public engine::watch_listener,
+                      public engine::runtime_observer,
                       public engine::lingering,
                       public std::enable_shared_from_this<backlog> {
 public:
@@ -89,9 +90,15 @@ public:
   [[nodiscard]] bool in_use() const override { return !consumers_.empty() || pumping_; }
 
   void on_forgotten() override {
-    unwatch();
+    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
+    watching_ = false;
     machine_.forget();
     put_back();
+  }
+
+  /// The watch, if there is one, says so itself.
+  void on_cluster_reset() override {
+    if (watch_ == 0) watch_failed(std::make_exception_ptr(error(errc::cluster_reset)));
   }
 
   void on_created() override {
@@ -178,9 +185,10 @@ private:
   consumer_line::handle add(consumer each) {
     const auto who = each.who;
     if (each.waits() && !receipts_refused_) receipts_->prepare();
+    if (!std::exchange(observing_, true)) runtime_->observe(weak_from_this());
     const auto place = consumers_.push_back(std::move(each));
     who->on_cancel([self = shared_from_this(), place] { self->remove(place); });
-    // What comes later may go before what is known.
+    // What comes may go before what is known.
     if (machine_.grammar().sorted() == backlog_grammar::order::by_key) need_watch();
     if (!look_timer_) plan_look();
     pump();
@@ -188,24 +196,11 @@ private:
   }
 
   void need_watch() {
-    needed_ = runtime_->now();
     if (watch_ != 0) return;
     engine::watch_hub::spec what;
     what.key = machine_.grammar().prefix();
     what.range_end = prefix_end(what.key);
     watch_ = hub_->add(std::move(what), weak_from_this());
-  }
-
-  void unwatch() {
-    if (watch_ != 0) hub_->remove(std::exchange(watch_, 0));
-    watching_ = false;
-  }
-
-  /// What is known stays: all of it goes before what will not be heard of.
-  void unwatch_unless_needed() {
-    if (watching_ && machine_.grammar().sorted() == backlog_grammar::order::by_commit &&
-        runtime_->now() - needed_ >= client::client_state::standing_watch_time)
-      unwatch();
   }
 
   /// See `runtime::look_later`.
@@ -280,6 +275,10 @@ private:
     if (machine_.empty()) return !machine_.complete() || consumers_.any_that_does_not_wait();
     return behind() && consumers_.any_that_does_not_wait();
   }
+
+  /// What was known of a queue of which all was known has been taken: the next item is told of by a watch, and
+  /// not looked for each time.
+  [[nodiscard]] bool ran_empty() const { return machine_.live() && machine_.empty() && machine_.complete(); }
 
   /// Given that there is no reason to list.
   [[nodiscard]] bool must_wait() const { return machine_.empty() || behind(); }
@@ -499,7 +498,7 @@ private:
   std::optional<engine::runtime::timer_id> look_timer_;
   engine::watch_hub::handle watch_ = 0;
   bool watching_ = false;
-  engine::time_point needed_{};  ///< When the watch was, at last.
+  bool observing_ = false;
   bool pumping_ = false;
   std::optional<doubtful_claim> in_doubt_;
   bool receipts_refused_ = false;

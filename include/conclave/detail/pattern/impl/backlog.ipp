@@ -12,9 +12,10 @@ CONCLAVE_DECL asio::awaitable<void> backlog::run(std::shared_ptr<backlog> self) 
     try {
       if (self->in_doubt_)
         co_await find_out(self);
-      else if (self->must_list())
+      else if (self->must_list()) {
+        if (self->ran_empty()) self->need_watch();
         co_await list(self);
-      else if (self->must_wait()) {
+      } else if (self->must_wait()) {
         self->need_watch();
         break;  // the watch's beginning, or the next event, goes on
       } else
@@ -94,7 +95,6 @@ CONCLAVE_DECL asio::awaitable<void> backlog::claim(std::shared_ptr<backlog> self
   if (!self->served() || self->must_list() || self->must_wait()) co_return;  // by now
   const auto limit = self->runtime_->options().receive_limit;
   const auto unknown = std::max<std::size_t>(1, limit / largest_value);
-  self->unwatch_unless_needed();
   const item_list asked_for = self->machine_.first(self->consumers_.wanted(most_claims), unknown);
   errc code{};
   std::exception_ptr failed;
