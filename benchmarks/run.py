@@ -507,7 +507,7 @@ def write_readme(of):
     for name, says in README_CASES:
         ours, theirs, floor = (of(name, i) for i in IMPLS)
         rows.append((says, number(ours), number(theirs), number(floor),
-                     f"{ours / theirs:.1f}" if ours and theirs else ""))
+                     f"{ours.over(theirs):.1f}" if ours and theirs else ""))
     figures = table(("a second", "conclave", "Go", "bare gRPC", "times Go's"), rows)
     before, after = text.index(begin) + len(begin), text.index(end)
     image = "![hand-overs per second against contenders](benchmarks/handovers.svg)"
