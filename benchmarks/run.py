@@ -27,7 +27,7 @@ POSTED = "posted"  # the floor with --posted
 NAMES = {"conclave": "conclave", "go": "Go", "floor": "bare gRPC", POSTED: "bare gRPC, posted"}
 FLOOR_CASES = {"put", "put-pipelined", "lock-uncontended", "lock-contended", "lock-many", "enqueue", "drain",
                "dequeue-latency"}
-POSTED_CASES = {"put", "lock-uncontended", "dequeue-latency"}
+POSTED_CASES = {"put", "put-pipelined", "lock-uncontended", "dequeue-latency"}
 
 
 class Variant:
@@ -233,6 +233,9 @@ def targets(of, codec):
     row(f"{single}, combined", "Go", of(combined, "conclave"), of(single, "go"), 2.5, bare=of(combined, "floor"))
     row(f"{single}, single calls", "floor", of(single, "conclave"), of(single, "floor"), 0.9)
     row(f"{single}, combined", "floor", of(combined, "conclave"), of(single, "floor"), 2.0)
+    row(f"{single}, single calls", "floor, its answers posted", of(single, "conclave"), of(single, POSTED))
+    row(f"{single}, single calls: CPU per put", "floor, its answers posted", of(single, "conclave", "cpu_us_per_op"),
+        of(single, POSTED, "cpu_us_per_op"))
     row(f"{single}, combined", "floor's transactions of 64 puts", of(combined, "conclave"), of(combined, "floor"))
     for contenders, bound in ((2, 8), (3, 20), (4, 20), (10, 8), (50, 4)):
         name = f"lock-contended contenders {contenders}"
