@@ -363,7 +363,10 @@ TEST_CASE("cancelling next loses no event") {
     revision last = 0;
     auto write = [&]() -> asio::awaitable<void> {
       int i = 0;
-      while (!stop) last = (co_await c.put("w/" + std::to_string(i++), "")).header.revision;
+      while (!stop) {
+        last = (co_await c.put("w/" + std::to_string(i), "")).header.revision;
+        ++i;
+      }
     };
     auto writing = start(context, write);
     std::vector<event> seen;
