@@ -631,3 +631,28 @@ TEST_CASE("after the store was restored a queue gives what is there, in its orde
     CHECK(item.value() == std::to_string(i));
   }
 }
+
+TEST_CASE("a consumer that comes while no server answers waits for one, and may leave meanwhile") {
+  const bool watched = GENERATE(false, true);
+  world w;
+  const client c = w.connect();
+  const client other = w.connect();
+  const queue q{c, "q"};
+  if (watched) warm_up(w, q);
+  fill(w, queue{other, "q"}, 0, 2);
+  w.server().stop();
+  w.settle();
+  auto leaves = w.start(q.dequeue());
+  auto stays = w.start(q.dequeue());
+  w.advance(30s);
+  CHECK_FALSE(leaves.done());
+  CHECK_FALSE(stays.done());
+  leaves.cancel();
+  w.settle();
+  CHECK(leaves.error() == condition::cancelled);
+  w.server().start();
+  w.advance(10s);
+  REQUIRE(stays.done());
+  CHECK(stays.value() == "0");
+  CHECK(w.get(q.dequeue()) == "1");
+}
