@@ -55,9 +55,9 @@ public:
   asio::awaitable<std::string> dequeue() const;
 
   /// Takes the first item if there is one. "Nothing" is as of a linearizable read made during the call. One
-  /// round trip, two to four for a client's first, for the first that finds none left and until the watch stands
-  /// that it opens, and more while other consumers are faster; one proposal if an item was there. Does not wait for a
-  /// server: `unavailable` or `timed_out`.
+  /// round trip; two to four for a client's first, and for the first that then finds none left, which opens the
+  /// watch; more while other consumers are faster. One proposal if an item was there. Does not wait for a server:
+  /// `unavailable` or `timed_out`.
   asio::awaitable<std::optional<std::string>> try_dequeue() const;
 
   /// Waits as `dequeue` does, at most for `time`; then gives nothing.
