@@ -86,7 +86,7 @@ public:
       return;
     }
     waiting_ = each;
-    each->on_cancel([self = shared_from_this()] { self->waiting_.reset(); });
+    each->on_cancel(shared_from_this(), [this] { waiting_.reset(); });
   }
 
   /// Nobody has seen it yet.

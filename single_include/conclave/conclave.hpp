@@ -69,6 +69,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <memory_resource>
 #include <mutex>
 #include <optional>
 #include <random>
@@ -927,6 +928,16 @@ private:
   context_member* next_ = nullptr;
 };
 
+/// One that waits on the context alone. Its last owner, on whatever thread, may let go of it while the context is being
+/// destroyed: its destructor first gives up what it has of the context, and then calls `remove`.
+class waiting_member : public context_member {
+private:
+  friend class context_service;
+
+  /// Null when its destructor is running.
+  virtual std::shared_ptr<void> keep() noexcept = 0;
+};
+
 /// One per execution context. It ends what is under way when the context is destroyed, in whatever order the
 /// user destroys things: calls that another thread will complete are cancelled and waited for until that
 /// thread has let go of them (gRPC completes a cancelled call at once, even when the server is frozen);
@@ -950,10 +961,11 @@ public:
   }
 
   /// Registers something that waits on this context only. False once the context is shutting down.
-  [[nodiscard]] bool add(context_member& member) { return add(waiting_, member); }
-  void remove(context_member& member) noexcept {
+  [[nodiscard]] bool add(waiting_member& member) { return add(waiting_, member); }
+  void remove(waiting_member& member) noexcept {
     std::lock_guard lock{mutex_};
     unlink(member);
+    if (stopped_) changed_.notify_all();
   }
 
   /// Registers an operation that a foreign thread completes. False once the context is shutting down.
@@ -967,7 +979,7 @@ public:
     ++handoffs_;
   }
   /// The same for a member of the waiting list; false once the context is shutting down, which drops it.
-  [[nodiscard]] bool try_begin_handoff(context_member& member) noexcept {
+  [[nodiscard]] bool try_begin_handoff(waiting_member& member) noexcept {
     std::lock_guard lock{mutex_};
     if (stopped_) return false;
     unlink(member);
@@ -1015,10 +1027,16 @@ private:
     changed_.wait(lock, [&] { return foreign.next_ == &foreign && handoffs_ == 0; });
     context_member& waiting = waiting_.head;
     while (waiting.next_ != &waiting) {
-      context_member& each = *waiting.next_;
+      auto& each = static_cast<waiting_member&>(*waiting.next_);
+      auto kept = each.keep();
+      if (!kept) {  // whoever destroys it removes it
+        changed_.wait(lock, [&] { return waiting.next_ != &each; });
+        continue;
+      }
       unlink(each);
       lock.unlock();
       each.on_context_shutdown();
+      kept.reset();
       lock.lock();
     }
   }
@@ -1165,17 +1183,19 @@ using outcome = std::variant<T, std::exception_ptr>;
 /// context may be destroyed meanwhile, on a thread of its own: the coroutine is dropped then, and the strand
 /// told.
 template <class T>
-class waiter final : public rpc::context_member,
+class waiter final : public rpc::waiting_member,
                      public rpc::cancellable,
                      public std::enable_shared_from_this<waiter<T>> {
 public:
-  waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, std::weak_ptr<strand_owner> strand)
-      : service_(rpc::context_service::of(receiver->executor())),
-        receiver_(std::move(receiver)),
-        strand_(std::move(strand)) {}
+  /// `service` is that of the receiver's context.
+  waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, rpc::context_service& service,
+         std::weak_ptr<strand_owner> strand)
+      : service_(service), receiver_(std::move(receiver)), strand_(std::move(strand)) {}
 
   ~waiter() {
-    if (attached_) service_.remove(*this);
+    if (!attached_) return;
+    receiver_.reset();
+    service_.remove(*this);
   }
 
   /// Before anything else. False when the coroutine's context is being destroyed: drop the waiter then.
@@ -1191,9 +1211,12 @@ public:
   }
 
   /// Runs on the strand when the coroutine is cancelled, before it is resumed, or dropped: take the waiter
-  /// out of whatever list it stands in.
-  void on_cancel(std::function<void()> forget) {
-    if (waiting()) forget_ = std::move(forget);
+  /// out of whatever list it stands in. `of` is kept until the wait ends: a closure that holds no more than two
+  /// words needs no allocation.
+  void on_cancel(std::shared_ptr<void> of, std::function<void()> forget) {
+    if (!waiting()) return;
+    owner_ = std::move(of);
+    forget_ = std::move(forget);
   }
 
   /// Runs on the strand when the wait ends, however it does.
@@ -1211,7 +1234,11 @@ private:
     std::unique_ptr<rpc::receiver<outcome<T>>> receiver;
     {
       const std::lock_guard lock{mutex_};
-      if (!receiver_ || !service_.try_begin_handoff(*this)) return false;
+      if (!receiver_) return false;
+      if (!service_.try_begin_handoff(*this)) {
+        kept_ = this->shared_from_this();  // the coroutine goes with its context, not here
+        return false;
+      }
       attached_ = false;
       receiver = std::move(receiver_);
     }
@@ -1225,6 +1252,7 @@ private:
     }
     service_.end_handoff();
     forget_ = nullptr;
+    owner_.reset();
     if (const auto end = std::exchange(end_, nullptr)) (*end)();
     return true;
   }
@@ -1233,6 +1261,7 @@ private:
     try {
       post([self = this->shared_from_this()] {
         if (!self->waiting()) return;
+        const auto owner = self->owner_;
         if (auto forget = std::exchange(self->forget_, nullptr)) forget();
         self->fail(errc::cancelled);
       });
@@ -1241,22 +1270,36 @@ private:
   }
 
   void on_context_shutdown() noexcept override {
-    const auto self = this->shared_from_this();
     std::unique_ptr<rpc::receiver<outcome<T>>> dropped;
     {
       const std::lock_guard lock{mutex_};
       attached_ = false;
       dropped = std::move(receiver_);
+      kept_.reset();
     }
     dropped.reset();  // destroys the suspended coroutine
     try {
-      if (post([self] { self->abandon(); })) return;
+      const auto last = std::make_shared<farewell>(this->shared_from_this());
+      post([last] { last->who->abandon(); });
     } catch (...) {  // out of memory: the client's end cleans up
-      return;
     }
-    forget_ = nullptr;
-    end_ = nullptr;
   }
+
+  /// The strand's context may go without having run what was posted to it: then, too, the waiter lets go of what keeps
+  /// it.
+  struct farewell {
+    explicit farewell(std::shared_ptr<waiter> whose) : who(std::move(whose)) {}
+    ~farewell() {
+      who->forget_ = nullptr;
+      who->owner_.reset();
+      who->end_ = nullptr;
+    }
+    farewell(const farewell&) = delete;
+    farewell& operator=(const farewell&) = delete;
+    std::shared_ptr<waiter> who;
+  };
+
+  std::shared_ptr<void> keep() noexcept override { return this->weak_from_this().lock(); }
 
   bool post(std::function<void()> work) {
     const auto on = strand_.lock();
@@ -1264,15 +1307,18 @@ private:
   }
 
   void abandon() {
+    const auto owner = std::move(owner_);
     if (const auto forget = std::exchange(forget_, nullptr)) forget();
     if (const auto end = std::exchange(end_, nullptr)) (*end)();
   }
 
   rpc::context_service& service_;
-  mutable std::mutex mutex_;  ///< Guards the two below.
+  mutable std::mutex mutex_;  ///< Guards the three below.
   std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
   bool attached_ = false;
+  std::shared_ptr<waiter> kept_;
   std::weak_ptr<strand_owner> strand_;
+  std::shared_ptr<void> owner_;
   std::function<void()> forget_;
   std::unique_ptr<std::function<void()>> end_;  ///< Few have one.
 };
@@ -1457,7 +1503,7 @@ public:
       return false;
     }
     const auto place = waiting_.push_back(each);
-    each->on_cancel([this, place] { waiting_.remove(place); });
+    each->on_cancel(nullptr, [this, place] { waiting_.remove(place); });
     return !std::exchange(asking_, true);
   }
 
@@ -2755,7 +2801,7 @@ public:
 
 /// What everything of one client runs on: a strand, one timer queue, and the servers.
 class runtime final : public std::enable_shared_from_this<runtime>,
-                      public rpc::context_member,
+                      public rpc::waiting_member,
                       public strand_owner {
 public:
   static std::shared_ptr<runtime> make(const asio::any_io_executor& executor,
@@ -2774,7 +2820,8 @@ public:
   runtime(private_tag, const asio::any_io_executor& executor,
           std::vector<std::shared_ptr<rpc::transport>> servers, std::shared_ptr<rpc::clock> clock,
           key_space keys, runtime_options options, std::unique_ptr<authenticator> user)
-      : service_(rpc::context_service::of(executor)),
+      : context_(&asio::query(executor, asio::execution::context)),
+        service_(rpc::context_service::of(executor)),
         strand_(asio::make_strand(executor)),
         servers_(std::move(servers)),
         clock_(std::move(clock)),
@@ -2784,11 +2831,21 @@ public:
         timer_(clock_->make_timer(*strand_)) {}
 
   ~runtime() {
-    if (attached_) service_.remove(*this);
+    if (!attached_) return;
+    timer_.reset();
+    timers_.clear();
+    strand_.reset();
+    service_.remove(*this);
   }
 
   [[nodiscard]] time_point now() const noexcept { return clock_->now(); }
   [[nodiscard]] rpc::clock& clock() const noexcept { return *clock_; }
+  /// That of the executor's context, which mostly is our own: finding another takes a search.
+  [[nodiscard]] rpc::context_service& service_of(const asio::any_io_executor& executor) const {
+    const bool own = &asio::query(executor, asio::execution::context) == context_;
+    return own ? service_ : rpc::context_service::of(executor);
+  }
+
   [[nodiscard]] const key_space& keys() const noexcept { return keys_; }
   [[nodiscard]] const runtime_options& options() const noexcept { return options_; }
 
@@ -2927,9 +2984,10 @@ private:
     arm();
   }
 
+  std::shared_ptr<void> keep() noexcept override { return weak_from_this().lock(); }
+
   void on_context_shutdown() noexcept override {
     attached_ = false;
-    const auto self = shared_from_this();
     stopped_.store(true, std::memory_order_release);
     timer_.reset();
     auto timers = std::exchange(timers_, {});
@@ -2938,6 +2996,7 @@ private:
     strand_.reset();
   }
 
+  const asio::execution_context* context_;  ///< Its address: it may have gone.
   rpc::context_service& service_;
   std::optional<asio::strand<asio::any_io_executor>> strand_;
   server_list servers_;
@@ -2960,22 +3019,36 @@ private:
   std::optional<timer_id> look_timer_;
 };
 
-/// Suspends the calling coroutine, on whatever executor it runs, until what `start` set in motion completes
-/// it. `start(std::shared_ptr<waiter<T>>)` runs on the strand. Cancellation resumes the coroutine promptly
-/// with `cancelled`. `start` must be a named object, moved in.
-template <class T, class Start>
-asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
+/// Suspends the calling coroutine, on whatever executor it runs, until what `begin` set in motion completes it.
+/// `begin(std::shared_ptr<waiter<T>>)` runs at once, where the coroutine does. Cancellation resumes the coroutine
+/// promptly with `cancelled`. `begin` must be a named object, moved in. The result is what `convert` makes of the `T`;
+/// what it holds is kept for as long as the coroutine waits.
+template <class T, class Begin, class Convert = std::identity>
+asio::awaitable<std::decay_t<std::invoke_result_t<Convert&, T>>> wait_at_once(std::shared_ptr<runtime> on,
+                                                                              Begin begin,
+                                                                              Convert convert = {}) {
   if (on->stopped()) throw error(errc::client_closed);
-  auto begin = [&on, &start](std::unique_ptr<rpc::receiver<outcome<T>>> receiver) {
-    auto waiting = std::make_shared<waiter<T>>(std::move(receiver), on);
+  auto initiate = [&on, &begin](std::unique_ptr<rpc::receiver<outcome<T>>> receiver) {
+    auto& service = on->service_of(receiver->executor());
+    auto waiting = std::make_shared<waiter<T>>(std::move(receiver), service, on);
     if (!waiting->attach()) return;
     // The coroutine may be resumed by another thread, and be gone, while this one is still in here.
-    const auto keep = on;
-    keep->run([waiting, start = std::move(start)]() mutable { start(std::move(waiting)); });
+    auto detached = std::move(begin);
+    detached(std::move(waiting));
   };
-  outcome<T> result = co_await rpc::suspend<outcome<T>>(std::move(begin));
+  outcome<T> result = co_await rpc::suspend<outcome<T>>(std::move(initiate));
   if (auto* failed = std::get_if<std::exception_ptr>(&result)) std::rethrow_exception(std::move(*failed));
-  co_return std::get<0>(std::move(result));
+  co_return convert(std::get<0>(std::move(result)));
+}
+
+/// The same with a `start` that runs on the strand.
+template <class T, class Start>
+asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
+  auto begin = [on, start = std::move(start)](std::shared_ptr<waiter<T>> waiting) mutable {
+    on->run(
+        [waiting = std::move(waiting), start = std::move(start)]() mutable { start(std::move(waiting)); });
+  };
+  return wait_at_once<T>(std::move(on), std::move(begin));
 }
 
 /// Waits until `when`; throws `cancelled`.
@@ -2993,7 +3066,7 @@ CONCLAVE_DECL asio::awaitable<void> sleep_until(std::shared_ptr<runtime> on, tim
   runtime* const where = on.get();
   auto start = [where, when](std::shared_ptr<waiter<std::monostate>> waiting) {
     const auto id = where->at(when, [waiting] { waiting->complete({}); });
-    waiting->on_cancel([where, id] { where->cancel(id); });
+    waiting->on_cancel(nullptr, [where, id] { where->cancel(id); });
   };
   (void)co_await wait<std::monostate>(std::move(on), std::move(start));
 }
@@ -5743,6 +5816,50 @@ CONCLAVE_DECL asio::awaitable<void> watch_hub::look(std::shared_ptr<runtime> on,
 }  // namespace conclave::detail::engine
 #endif
 
+// ---- conclave/detail/engine/numbered.hpp ----
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+/// Values under consecutive numbers. Each is found at once and costs no allocation of its own, as it would in a map;
+/// but a place is free again only when those before it are, so that they should go in about the order in which they
+/// came.
+template <class T>
+class numbered {
+public:
+  using number = std::uint64_t;
+
+  /// The number that the next value will have.
+  [[nodiscard]] number next() const noexcept { return first_ + values_.size(); }
+
+  number push_back(T value) {
+    values_.emplace_back(std::move(value));
+    return next() - 1;
+  }
+
+  /// Under a number that is not below `next`; nothing has those that are left out.
+  void insert(number which, T value) {
+    while (next() < which) values_.emplace_back(std::nullopt);
+    values_.emplace_back(std::move(value));
+  }
+
+  /// Takes a value out; nothing if there is none of that number, or none any more.
+  std::optional<T> take(number which) {
+    if (which < first_ || which >= next()) return std::nullopt;
+    auto out = std::exchange(values_[static_cast<std::size_t>(which - first_)], std::nullopt);
+    while (!values_.empty() && !values_.front()) {
+      values_.pop_front();
+      ++first_;
+    }
+    return out;
+  }
+
+private:
+  std::deque<std::optional<T>> values_;
+  number first_ = 1;
+};
+
+}  // namespace conclave::detail::engine
+
 // ---- conclave/detail/engine/write_combiner_machine.hpp ----
 
 namespace conclave::inline CONCLAVE_ABI::detail::engine {
@@ -5860,18 +5977,15 @@ public:
   write_combiner_machine(const write_combiner_machine&) = delete;
   write_combiner_machine& operator=(const write_combiner_machine&) = delete;
 
-  /// A write, under a handle of the caller's choice, never used before.
-  actions add(handle id, member what, time_point now) {
-    auto& added = waiting_.emplace_back();
-    added.id = id;
-    added.arrival = ++arrivals_;
-    added.what = std::move(what);
-    added.since = now;
-    added.most = std::max<std::size_t>(limits_.most_members, 1);
-    survey(added.what.write, added);
-    added.weight = weight(added.what.write);
-    added.charged = charge_of(added.what.write) != nullptr;
-    by_handle_.emplace(id, std::prev(waiting_.end()));
+  /// A write, and what can be said of it before it comes: on any thread.
+  class candidate;
+  static candidate prepare(member what);
+
+  /// Lets it stand with those that wait for `go`. Handles ascend from 1.
+  handle enter(candidate what, time_point now);
+
+  /// Sends what may go now.
+  actions go() {
     actions out;
     form(out);
     return out;
@@ -5880,14 +5994,12 @@ public:
   /// Nobody waits for this write any more. If it has yet to be sent, it is not; otherwise its result is
   /// dropped.
   void drop(handle id) {
-    const auto found = by_handle_.find(id);
-    if (found == by_handle_.end()) return;
-    const auto each = found->second;
-    by_handle_.erase(found);
-    if (each->sent)
-      each->dropped = true;
+    const auto found = by_handle_.take(id);
+    if (!found) return;
+    if ((*found)->sent)
+      (*found)->dropped = true;
     else
-      waiting_.erase(each);
+      waiting_.erase(*found);
   }
 
   /// `repeated`: attempts before this one had no answer.
@@ -5895,6 +6007,7 @@ public:
     actions out;
     auto members = take(id, repeated);
     if (members.empty()) return out;
+    out.reserve(members.size() + 2);
     if (members.size() == 1) {
       finish(members.front(), std::move(answer), out);
     } else if (!well_formed(answer, members)) {
@@ -5910,15 +6023,19 @@ public:
       out.emplace_back(gather{});
     }
     go_on(now, out);
+    spent_.splice(spent_.end(), members);
     return out;
+  }
+
+  /// Frees what those who were answered had asked for: better after the next batch is on its way than before.
+  void tidy() {
+    if (!gathering_) spent_.clear();
   }
 
   /// Sends what has gathered since a `gather`.
   actions proceed() {
     gathering_ = false;
-    actions out;
-    form(out);
-    return out;
+    return go();
   }
 
   /// The batch failed, by the error of the call. `repeated`: attempts before the last one had no answer.
@@ -5967,13 +6084,11 @@ private:
   };
 
   struct entry {
-    handle id = 0;
-    std::uint64_t arrival = 0;  ///< They wait in this order.
+    explicit entry(member of) : what(std::move(of)) {}
+
+    handle id = 0;  ///< They wait in this order.
     member what;
     time_point since;
-    /// Into `what`: an entry stays where it is.
-    std::vector<point> points;
-    std::vector<interval> intervals;
     std::size_t weight = 0;
     /// Largest batch that it may be in: less than others after a refusal.
     std::size_t most = 0;
@@ -5984,70 +6099,84 @@ private:
   };
   using entries = std::list<entry>;
 
+  /// Asks `look` of a key or a range.
+  template <class Look>
+  static bool ask(const std::string& key, const std::string& range_end, bool written, const Look& look) {
+    static constexpr std::string_view nul{"\0", 1};
+    if (range_end.empty()) return look(point{key, written});
+    // A range from the lowest key there can be begins, in a client's part of the store, with the empty one.
+    interval all{key == nul ? std::string_view{} : std::string_view{key}, std::nullopt, written};
+    if (range_end != nul) all.end = range_end;
+    return look(all);
+  }
+
+  /// Asks `look` of all that a write names, each a `point` or an `interval`, until the answer is yes.
+  template <class Look>
+  static bool any_of(const txn& request, const Look& look) {
+    for (const auto& each : request.compare)
+      if (ask(each.key, each.range_end, false, look)) return true;
+    for (const auto* branch : {&request.success, &request.failure})
+      for (const auto& each : *branch) {
+        bool found = false;
+        if (const auto* reads = std::get_if<range_request>(&each.request))
+          found = ask(reads->key, reads->range_end, false, look);
+        else if (const auto* puts = std::get_if<put_request>(&each.request))
+          found = ask(puts->key, {}, true, look);
+        else if (const auto* deletes = std::get_if<delete_range_request>(&each.request))
+          found = ask(deletes->key, deletes->range_end, true, look);
+        else if (const auto* nested = std::get_if<txn>(&each.request))
+          found = any_of(*nested, look);
+        if (found) return true;
+      }
+    return false;
+  }
+
   /// What some members touch: nobody in conflict with it may join or overtake them.
   class claims {
   public:
+    explicit claims(std::pmr::memory_resource* nodes) : points_(nodes), lanes_(nodes) {}
+
     [[nodiscard]] bool conflict(const entry& each) const {
       if (!each.what.lane.empty()) {
         const auto lane = lanes_.find(each.what.lane);
         if (lane != lanes_.end() && !(lane->second && each.what.may_share)) return true;
       }
-      for (const auto& p : each.points) {
-        const auto same = points_.find(p.key);
-        if (same != points_.end() && (same->second || p.written)) return true;
-        for (const auto& i : intervals_)
-          if ((i.written || p.written) && i.contains(p.key)) return true;
-      }
-      for (const auto& i : each.intervals) {
-        for (auto p = points_.lower_bound(i.begin); p != points_.end() && i.contains(p->first); ++p)
-          if (i.written || p->second) return true;
-        for (const auto& other : intervals_)
-          if ((i.written || other.written) && i.meets(other)) return true;
-      }
-      return false;
+      return any_of(each.what.write, [this](const auto& one) { return meets(one); });
     }
 
     /// `open`: members of the same lane may still join it.
     void add(const entry& each, bool open) {
-      for (const auto& p : each.points) points_[p.key] |= p.written;
-      intervals_.insert(intervals_.end(), each.intervals.begin(), each.intervals.end());
+      any_of(each.what.write, [this](const auto& one) {
+        insert(one);
+        return false;
+      });
       if (each.what.lane.empty()) return;
       const auto lane = lanes_.emplace(each.what.lane, true).first;
       if (!open || !each.what.may_share) lane->second = false;
     }
 
   private:
-    std::map<std::string_view, bool> points_;
-    std::vector<interval> intervals_;
-    std::unordered_map<std::string_view, bool> lanes_;
-  };
-
-  static void touch(const std::string& key, const std::string& range_end, bool written, entry& into) {
-    static constexpr std::string_view nul{"\0", 1};
-    if (range_end.empty()) {
-      into.points.push_back({key, written});
-      return;
+    [[nodiscard]] bool meets(const point& p) const {
+      const auto same = points_.find(p.key);
+      if (same != points_.end() && (same->second || p.written)) return true;
+      return std::any_of(intervals_.begin(), intervals_.end(),
+                         [&p](const interval& i) { return (i.written || p.written) && i.contains(p.key); });
     }
-    // A range from the lowest key there can be begins, in a client's part of the store, with the empty one.
-    interval all{key == nul ? std::string_view{} : std::string_view{key}, std::nullopt, written};
-    if (range_end != nul) all.end = range_end;
-    into.intervals.push_back(all);
-  }
+    [[nodiscard]] bool meets(const interval& i) const {
+      for (auto p = points_.lower_bound(i.begin); p != points_.end() && i.contains(p->first); ++p)
+        if (i.written || p->second) return true;
+      return std::any_of(intervals_.begin(), intervals_.end(), [&i](const interval& other) {
+        return (i.written || other.written) && i.meets(other);
+      });
+    }
 
-  static void survey(const txn& request, entry& into) {
-    for (const auto& each : request.compare) touch(each.key, each.range_end, false, into);
-    for (const auto* branch : {&request.success, &request.failure})
-      for (const auto& each : *branch) {
-        if (const auto* reads = std::get_if<range_request>(&each.request))
-          touch(reads->key, reads->range_end, false, into);
-        else if (const auto* puts = std::get_if<put_request>(&each.request))
-          touch(puts->key, {}, true, into);
-        else if (const auto* deletes = std::get_if<delete_range_request>(&each.request))
-          touch(deletes->key, deletes->range_end, true, into);
-        else if (const auto* nested = std::get_if<txn>(&each.request))
-          survey(*nested, into);
-      }
-  }
+    void insert(const point& p) { points_[p.key] |= p.written; }
+    void insert(const interval& i) { intervals_.push_back(i); }
+
+    std::pmr::map<std::string_view, bool> points_;
+    std::vector<interval> intervals_;
+    std::pmr::unordered_map<std::string_view, bool> lanes_;
+  };
 
   /// What a transaction takes of `most_operations`.
   static std::size_t weight(const txn& request) {
@@ -6089,7 +6218,10 @@ private:
   }
 
   entries choose() {
-    claims ahead;
+    // Gone when the batch stands: no allocation for each key.
+    std::array<std::byte, 8192> space;
+    std::pmr::monotonic_buffer_resource nodes{space.data(), space.size()};
+    claims ahead{&nodes};
     for (const auto& [id, members] : under_way_)
       for (const auto& each : members) ahead.add(each, false);
     entries batch;
@@ -6161,7 +6293,7 @@ private:
   template <class Result>
   void finish(entry& each, Result result, actions& out) {
     if (each.dropped) return;
-    by_handle_.erase(each.id);
+    by_handle_.take(each.id);
     if constexpr (std::is_same_v<Result, errc>)
       out.emplace_back(
           failed{each.id, each.repeated && says_not_applied(result) ? errc::outcome_unknown : result});
@@ -6240,18 +6372,40 @@ private:
       each.most = half;
     }
     // Back where they were: those that they have overtaken are not to wait for them now.
-    waiting_.merge(members, [](const entry& a, const entry& b) { return a.arrival < b.arrival; });
+    waiting_.merge(members, [](const entry& a, const entry& b) { return a.id < b.id; });
   }
 
   limits limits_;
   entries waiting_;
+  entries spent_;
   std::map<batch_id, entries> under_way_;
-  std::unordered_map<handle, entries::iterator> by_handle_;
+  numbered<entries::iterator> by_handle_;
   batch_id last_batch_ = 0;
-  std::uint64_t arrivals_ = 0;
   bool full_ = false;
   bool gathering_ = false;
 };
+
+class write_combiner_machine::candidate {
+  friend class write_combiner_machine;
+  entries one_;
+};
+
+inline write_combiner_machine::candidate write_combiner_machine::prepare(member what) {
+  candidate out;
+  auto& each = out.one_.emplace_back(std::move(what));
+  each.weight = weight(each.what.write);
+  each.charged = charge_of(each.what.write) != nullptr;
+  return out;
+}
+
+inline write_combiner_machine::handle write_combiner_machine::enter(candidate what, time_point now) {
+  const auto added = what.one_.begin();
+  added->id = by_handle_.push_back(added);
+  added->since = now;
+  added->most = std::max<std::size_t>(limits_.most_members, 1);
+  waiting_.splice(waiting_.end(), what.one_);
+  return added->id;
+}
 
 }  // namespace conclave::detail::engine
 
@@ -6329,14 +6483,16 @@ public:
 private:
   using handle = write_combiner_machine::handle;
   using caller = std::shared_ptr<waiter<applied>>;
+  using candidate = write_combiner_machine::candidate;
 
-  [[nodiscard]] write_combiner_machine::member member_of(txn write, write_lane lane) const {
+  [[nodiscard]] candidate candidate_of(txn write, write_lane lane, bool repeatable) const {
     write_combiner_machine::member what;
     what.lane = std::move(lane.name);
     what.may_share = lane.may_share;
+    what.repeatable = repeatable;
     what.bytes = size_of(write) + 2 * runtime_->keys().prefix().size() * count_keys(write);
     what.write = std::move(write);
-    return what;
+    return write_combiner_machine::prepare(std::move(what));
   }
 
   static std::size_t size_of(const txn& write) {
@@ -6356,11 +6512,17 @@ private:
     return out;
   }
 
-  static asio::awaitable<applied> wait_for(std::shared_ptr<write_combiner> self,
-                                           write_combiner_machine::member what);
-
-  static asio::awaitable<txn_response> answer_to(std::shared_ptr<write_combiner> self,
-                                                 write_combiner_machine::member what);
+  /// Waits for what `convert` makes of the result of a write.
+  template <class Convert>
+  auto wait_for(candidate what, Convert convert) {
+    auto self = shared_from_this();
+    auto begin = [self, what = std::move(what)](caller who) mutable {
+      self->arrive(std::move(who), std::move(what));
+    };
+    // Kept while the coroutine waits: it may be the last that has a part in the client.
+    auto finish = [self, convert](applied&& got) { return convert(std::move(got)); };
+    return wait_at_once<applied>(runtime_, std::move(begin), std::move(finish));
+  }
 
   /// A put that goes alone goes as such: for a transaction, were it without any condition, etcd takes a view of the
   /// store first, and that costs it more.
@@ -6371,17 +6533,34 @@ private:
   static constexpr int most_aside = 4;
   static constexpr int turns_to_gather = 4;
 
-  void add(const caller& who, write_combiner_machine::member what) {
-    const handle id = ++last_;
-    callers_.emplace(id, who);
-    who->on_cancel([weak = weak_from_this(), id] {
-      if (const auto self = weak.lock()) self->drop(id);
-    });
-    act(machine_.add(id, std::move(what), runtime_->now()), nullptr, {});
+  /// Any thread. Many come together, most of all those whose batch was answered: the strand hears of it once.
+  void arrive(caller who, candidate what) {
+    {
+      const std::lock_guard lock{mutex_};
+      arrivals_.push_back({std::move(who), std::move(what)});
+      if (arrivals_.size() > 1) return;
+    }
+    runtime_->run([self = shared_from_this()] { self->admit(); });
+  }
+
+  void admit() {
+    std::vector<arrival> all;
+    {
+      const std::lock_guard lock{mutex_};
+      all.swap(arrivals_);
+    }
+    const auto now = runtime_->now();
+    for (auto& each : all) {
+      if (!each.who->waiting()) continue;  // its context has gone
+      const auto id = machine_.enter(std::move(each.what), now);
+      callers_.insert(id, each.who);
+      each.who->on_cancel(shared_from_this(), [this, id] { drop(id); });
+    }
+    act(machine_.go(), nullptr, {});
   }
 
   void drop(handle id) {
-    callers_.erase(id);
+    callers_.take(id);
     machine_.drop(id);
   }
 
@@ -6392,13 +6571,15 @@ private:
       if (auto* sends = std::get_if<write_combiner_machine::send>(&each)) {
         runtime_->spawn(carry(shared_from_this(), std::move(*sends)));
       } else if (auto* done = std::get_if<write_combiner_machine::answered>(&each)) {
-        if (const auto who = caller_of(done->who)) who->complete({std::move(done->answer), done->repeated});
+        if (const auto who = callers_.take(done->who))
+          (*who)->complete({std::move(done->answer), done->repeated});
       } else if (const auto* failed = std::get_if<write_combiner_machine::failed>(&each)) {
-        if (const auto who = caller_of(failed->who)) who->fail(reason(failed->code, why));
+        if (const auto who = callers_.take(failed->who)) (*who)->fail(reason(failed->code, why));
       } else {
         proceed_in(turns_to_gather, runtime_->now() + took);
       }
     }
+    machine_.tidy();
   }
 
   /// Resumed callers come to the strand behind what is posted to it now, those of a lock after a few turns more.
@@ -6413,14 +6594,6 @@ private:
         self->act(self->machine_.proceed(), nullptr, {});
     });
     static_cast<void>(posted);  // not if it has stopped: then nobody is served any more
-  }
-
-  caller caller_of(handle id) {
-    const auto found = callers_.find(id);
-    if (found == callers_.end()) return nullptr;
-    auto out = std::move(found->second);
-    callers_.erase(found);
-    return out;
   }
 
   static errc code_of(const std::exception_ptr& why) noexcept {
@@ -6443,9 +6616,15 @@ private:
 
   std::shared_ptr<runtime> runtime_;
   write_combiner_machine machine_;
-  std::unordered_map<handle, caller> callers_;
-  handle last_ = 0;
+  numbered<caller> callers_;  ///< By the machine's handles.
   int aside_ = 0;
+
+  struct arrival {
+    caller who;
+    candidate what;
+  };
+  std::mutex mutex_;
+  std::vector<arrival> arrivals_;  ///< Guarded by it.
 };
 
 }  // namespace conclave::detail::engine
@@ -6455,14 +6634,14 @@ private:
 namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::apply(txn write, write_lane lane) {
-  return answer_to(shared_from_this(), member_of(std::move(write), std::move(lane)));
+  auto what = candidate_of(std::move(write), std::move(lane), false);
+  return wait_for(std::move(what), [](applied&& got) { return std::move(got.answer); });
 }
 
 CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_repeatable(txn write,
                                                                                         write_lane lane) {
-  auto what = member_of(std::move(write), std::move(lane));
-  what.repeatable = true;
-  return wait_for(shared_from_this(), std::move(what));
+  auto what = candidate_of(std::move(write), std::move(lane), true);
+  return wait_for(std::move(what), [](applied&& got) { return std::move(got); });
 }
 
 CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_at_once(txn write) {
@@ -6485,20 +6664,6 @@ CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::send_asid
   out.answer = co_await call(self->runtime_, std::move(write), again);
   out.repeated = again.unanswered > 0;
   co_return out;
-}
-
-CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::wait_for(
-    std::shared_ptr<write_combiner> self, write_combiner_machine::member what) {
-  auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-  applied out = co_await wait<applied>(self->runtime_, std::move(start));
-  co_return out;
-}
-
-CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::answer_to(std::shared_ptr<write_combiner> self,
-                                                                      write_combiner_machine::member what) {
-  auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-  applied out = co_await wait<applied>(self->runtime_, std::move(start));
-  co_return std::move(out.answer);
 }
 
 CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::put_alone(std::shared_ptr<runtime> on,
@@ -6647,7 +6812,7 @@ public:
       : client_(std::move(of)), key_(std::move(key)), incarnation_(incarnation), done_(std::move(done)) {}
 
   void start() {
-    done_->on_cancel([self = shared_from_this()] { self->stop(); });
+    done_->on_cancel(shared_from_this(), [this] { stop(); });
     engine::watch_hub::spec what;
     what.key = key_;
     what.filters.push_back(watch_filter::no_put);
@@ -6831,7 +6996,7 @@ public:
       return;
     }
     const auto place = waiting_.push_back(each);
-    each->on_cancel([self = shared_from_this(), place] { self->waiting_.remove(place); });
+    each->on_cancel(shared_from_this(), [this, place] { waiting_.remove(place); });
   }
 
   /// What recipes keep beside the lease, found by name, or made by `make`.
@@ -7705,7 +7870,7 @@ public:
       return;
     }
     waiting_ = each;
-    each->on_cancel([self = shared_from_this()] { self->waiting_.reset(); });
+    each->on_cancel(shared_from_this(), [this] { waiting_.reset(); });
   }
 
   /// Nobody has seen it yet.
@@ -8871,7 +9036,7 @@ private:
 
   local_line::handle line_up(const waiter& who, bool only_try) {
     const auto where = queue_.push_back({who, only_try});
-    who->on_cancel([self = shared_from_this(), where] { self->give_up(where); });
+    who->on_cancel(shared_from_this(), [this, where] { give_up(where); });
     if (phase_ == phase::idle) join();
     return where;
   }
@@ -9450,7 +9615,7 @@ CONCLAVE_DECL asio::awaitable<std::error_code> unique_lock::lost() const {
       return;
     }
     const auto place = hold->waiting.push_back(w);
-    w->on_cancel([hold, place] { hold->waiting.remove(place); });
+    w->on_cancel(hold, [&waiting = hold->waiting, place] { waiting.remove(place); });
   };
   return detail::engine::wait<std::error_code>(owner_->state()->runtime(), std::move(start));
 }
@@ -10289,7 +10454,7 @@ private:
     if (each.waits() && !receipts_refused_) receipts_->prepare();
     if (!std::exchange(observing_, true)) runtime_->observe(weak_from_this());
     const auto place = consumers_.push_back(std::move(each));
-    who->on_cancel([self = shared_from_this(), place] { self->remove(place); });
+    who->on_cancel(shared_from_this(), [this, place] { remove(place); });
     // What comes may go before what is known.
     if (machine_.grammar().sorted() == backlog_grammar::order::by_key) need_watch();
     if (!look_timer_) plan_look();
@@ -11068,7 +11233,7 @@ public:
   void add(const waiter& who, std::string value) {
     const auto place = pending_.push_back({who, std::move(value)});
     // One that is on its way to the server stays: the write may happen.
-    who->on_cancel([self = shared_from_this(), place] { self->pending_.remove(place); });
+    who->on_cancel(shared_from_this(), [this, place] { pending_.remove(place); });
     if (!std::exchange(writing_, true)) runtime_->spawn(write_all(shared_from_this()));
   }
 
@@ -11179,7 +11344,7 @@ private:
   void requeue(item each) {
     const auto who = each.who;
     const auto place = pending_.push_front(std::move(each));
-    who->on_cancel([self = shared_from_this(), place] { self->pending_.remove(place); });
+    who->on_cancel(shared_from_this(), [this, place] { pending_.remove(place); });
   }
 
   void fail(const std::exception_ptr& why) {
@@ -11269,7 +11434,7 @@ CONCLAVE_DECL asio::awaitable<bool> priority_lane::write_some(std::shared_ptr<pr
     request.when(create_revision(key) == 0).then(put(std::move(key), each.value));
     self->sending_.push_back(std::move(each));
   }
-  for (const auto& each : self->sending_) each.who->on_cancel(nullptr);
+  for (const auto& each : self->sending_) each.who->on_cancel(nullptr, nullptr);
   request.otherwise(range(self->base_, {.keys_only = true}), self->last_item());
   const txn_response answer = co_await self->writes_->apply(std::move(request));
   if (!answer.succeeded) {

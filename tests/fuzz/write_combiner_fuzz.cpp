@@ -235,7 +235,8 @@ private:
     say("add", id);
     auto what = each.what;
     members_.emplace(id, std::move(each));
-    perform(machine_.add(id, std::move(what), now_));
+    demand(machine_.enter(machine::prepare(std::move(what)), now_) == id, "handles ascend from 1");
+    perform(machine_.go());
     check_started();
   }
 

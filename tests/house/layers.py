@@ -20,7 +20,7 @@ LAYERS = [
     ("wire", r"detail/wire/.*"),
     # A pure state machine and the values that it works on know neither the wire nor the rpc layer; below they
     # are held to the standard library, the messages and the errors.
-    ("machines", r"detail/(engine|pattern)/(.*_machine|backoff)\.hpp"),
+    ("machines", r"detail/(engine|pattern)/(.*_machine|backoff|numbered)\.hpp"),
     ("rpc", r"detail/rpc/.*"),
     ("engine", r"detail/engine/.*"),
     ("client", r"(client|client_.*|tls_options|kept_lease|watcher)\.hpp|detail/client/.*"),

@@ -131,7 +131,7 @@ private:
 /// An operation under way: completes its receiver once, by a post, and lets go of it when its context is
 /// destroyed.
 template <class T>
-class pending final : public detail::rpc::context_member,
+class pending final : public detail::rpc::waiting_member,
                       public detail::rpc::cancellable,
                       public std::enable_shared_from_this<pending<T>> {
 public:
@@ -167,9 +167,9 @@ private:
   void cancel() noexcept override {
     if (receiver_) on_cancel_(*this);
   }
+  std::shared_ptr<void> keep() noexcept override { return this->weak_from_this().lock(); }
   void on_context_shutdown() noexcept override {
     attached_ = false;
-    const auto self = this->shared_from_this();
     receiver_.reset();
   }
 

@@ -14,7 +14,7 @@ CONCLAVE_DECL asio::awaitable<std::error_code> unique_lock::lost() const {
       return;
     }
     const auto place = hold->waiting.push_back(w);
-    w->on_cancel([hold, place] { hold->waiting.remove(place); });
+    w->on_cancel(hold, [&waiting = hold->waiting, place] { waiting.remove(place); });
   };
   return detail::engine::wait<std::error_code>(owner_->state()->runtime(), std::move(start));
 }

@@ -104,7 +104,8 @@ struct combiner {
     }
   }
   machine::handle add(machine::member what) {
-    take(on.add(++last, std::move(what), now));
+    last = on.enter(machine::prepare(std::move(what)), now);
+    take(on.go());
     return last;
   }
   machine::handle add(txn write) { return add(member(std::move(write))); }
@@ -288,6 +289,19 @@ TEST_CASE("those who were answered together may come back before the next batch 
     c.answer(next);
     CHECK(c.failures.size() == 1);
   }
+}
+
+TEST_CASE("writes that come together go together, though nothing is under way") {
+  combiner c;
+  for (const auto* key : {"a", "b", "a"}) {
+    c.last = c.on.enter(machine::prepare(member(write_of(key))), c.now);
+  }
+  CHECK(c.on.waiting() == 3);
+  c.take(c.on.go());
+  const auto both = c.next();
+  CHECK(combiner::keys(both.request) == names{"a", "b"});
+  c.answer(both);
+  CHECK(c.next().request == write_of("a"));
 }
 
 TEST_CASE("a batch that puts nothing is charged nothing") {
@@ -1016,7 +1030,8 @@ history run(std::uint64_t seed) {
       if (random.chance(2)) each.lane = random.chance(5) ? "one" : "two";
       each.may_share = random.chance(5);
       members.emplace(id, each);
-      take(on.add(id, std::move(each), epoch));
+      CHECK(on.enter(machine::prepare(std::move(each)), epoch) == id);
+      take(on.go());
     } else if (what == 6 && last != 0) {
       const auto id = static_cast<machine::handle>(1 + random.below(static_cast<int>(last)));
       if (results.count(id) == 0) dropped.insert(id);

@@ -117,6 +117,16 @@ public:
     pending_write out;
     return spawn(run(combiner, std::move(what), std::move(lane), out.state_), out);
   }
+  /// From another context, as far as it gets without ours.
+  pending_write start_on(asio::io_context& other, txn what) {
+    pending_write out;
+    auto work = run(combiner, std::move(what), {}, out.state_);
+    asio::co_spawn(other, std::move(work),
+                   asio::bind_cancellation_slot(out.state_->signal.slot(), asio::detached));
+    other.restart();
+    other.poll();
+    return out;
+  }
   pending_write start_repeatable(txn what) {
     pending_write out;
     return spawn(run_repeatable(combiner, std::move(what), out.state_), out);
@@ -600,6 +610,46 @@ TEST_CASE("who is cancelled before its write is sent leaves nothing") {
     CHECK(c.answer().at(0).put().prev_kv == std::nullopt);
     CHECK(r.etcd().keys().count("a") == 1);
   }
+}
+
+TEST_CASE("writes that come from elsewhere while the executor is busy go together, in their order") {
+  rig r;
+  asio::io_context elsewhere;
+  const auto a = r.start_on(elsewhere, write_of("a"));
+  const auto b = r.start_on(elsewhere, write_of("b"));
+  const auto c = r.start_on(elsewhere, txn{}.then(put("c", "v"), delete_key("b")));
+  r.settle();
+  REQUIRE(r.requests() == 2);
+  CHECK(r.listening->heard[0] == txn{}.then(put("a", "v"), put("b", "v")));
+  CHECK(r.etcd().keys().count("b") == 0);
+  elsewhere.restart();
+  elsewhere.poll();
+  for (const auto& each : {a, b, c}) CHECK(each.answer().succeeded);
+}
+
+TEST_CASE("a write from elsewhere is not sent if its context goes away first") {
+  rig r;
+  std::optional<asio::io_context> elsewhere{std::in_place};
+  const auto a = r.start_on(*elsewhere, write_of("a"));
+  elsewhere.reset();
+  r.settle();
+  CHECK_FALSE(a.answer_or_error());
+  CHECK(r.requests() == 0);
+  CHECK(r.get(write_of("b")).answer().succeeded);
+}
+
+TEST_CASE("writes from elsewhere go with their context when the client's has gone before it heard of them") {
+  std::optional<rig> r{std::in_place};
+  std::optional<asio::io_context> elsewhere{std::in_place};
+  const auto a = r->start_on(*elsewhere, write_of("a"));
+  const std::weak_ptr<write_combiner> weak = r->combiner;
+  r.reset();
+  elsewhere->restart();
+  elsewhere->poll();
+  CHECK_FALSE(a.answer_or_error());
+  elsewhere.reset();
+  CHECK_FALSE(a.answer_or_error());
+  CHECK(weak.expired());
 }
 
 TEST_CASE("nothing keeps the combiner once everything is answered") {

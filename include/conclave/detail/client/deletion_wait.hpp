@@ -27,7 +27,7 @@ public:
       : client_(std::move(of)), key_(std::move(key)), incarnation_(incarnation), done_(std::move(done)) {}
 
   void start() {
-    done_->on_cancel([self = shared_from_this()] { self->stop(); });
+    done_->on_cancel(shared_from_this(), [this] { stop(); });
     engine::watch_hub::spec what;
     what.key = key_;
     what.filters.push_back(watch_filter::no_put);

@@ -109,7 +109,7 @@ public:
       return;
     }
     const auto place = waiting_.push_back(each);
-    each->on_cancel([self = shared_from_this(), place] { self->waiting_.remove(place); });
+    each->on_cancel(shared_from_this(), [this, place] { waiting_.remove(place); });
   }
 
   /// What recipes keep beside the lease, found by name, or made by `make`.

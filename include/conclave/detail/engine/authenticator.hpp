@@ -84,7 +84,7 @@ public:
       return false;
     }
     const auto place = waiting_.push_back(each);
-    each->on_cancel([this, place] { waiting_.remove(place); });
+    each->on_cancel(nullptr, [this, place] { waiting_.remove(place); });
     return !std::exchange(asking_, true);
   }
 

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <variant>
@@ -52,7 +53,7 @@ public:
 
 /// What everything of one client runs on: a strand, one timer queue, and the servers.
 class runtime final : public std::enable_shared_from_this<runtime>,
-                      public rpc::context_member,
+                      public rpc::waiting_member,
                       public strand_owner {
 public:
   static std::shared_ptr<runtime> make(const asio::any_io_executor& executor,
@@ -71,7 +72,8 @@ public:
   runtime(private_tag, const asio::any_io_executor& executor,
           std::vector<std::shared_ptr<rpc::transport>> servers, std::shared_ptr<rpc::clock> clock,
           key_space keys, runtime_options options, std::unique_ptr<authenticator> user)
-      : service_(rpc::context_service::of(executor)),
+      : context_(&asio::query(executor, asio::execution::context)),
+        service_(rpc::context_service::of(executor)),
         strand_(asio::make_strand(executor)),
         servers_(std::move(servers)),
         clock_(std::move(clock)),
@@ -81,11 +83,21 @@ public:
         timer_(clock_->make_timer(*strand_)) {}
 
   ~runtime() {
-    if (attached_) service_.remove(*this);
+    if (!attached_) return;
+    timer_.reset();
+    timers_.clear();
+    strand_.reset();
+    service_.remove(*this);
   }
 
   [[nodiscard]] time_point now() const noexcept { return clock_->now(); }
   [[nodiscard]] rpc::clock& clock() const noexcept { return *clock_; }
+  /// That of the executor's context, which mostly is our own: finding another takes a search.
+  [[nodiscard]] rpc::context_service& service_of(const asio::any_io_executor& executor) const {
+    const bool own = &asio::query(executor, asio::execution::context) == context_;
+    return own ? service_ : rpc::context_service::of(executor);
+  }
+
   [[nodiscard]] const key_space& keys() const noexcept { return keys_; }
   [[nodiscard]] const runtime_options& options() const noexcept { return options_; }
 
@@ -224,9 +236,10 @@ private:
     arm();
   }
 
+  std::shared_ptr<void> keep() noexcept override { return weak_from_this().lock(); }
+
   void on_context_shutdown() noexcept override {
     attached_ = false;
-    const auto self = shared_from_this();
     stopped_.store(true, std::memory_order_release);
     timer_.reset();
     auto timers = std::exchange(timers_, {});
@@ -235,6 +248,7 @@ private:
     strand_.reset();
   }
 
+  const asio::execution_context* context_;  ///< Its address: it may have gone.
   rpc::context_service& service_;
   std::optional<asio::strand<asio::any_io_executor>> strand_;
   server_list servers_;
@@ -257,22 +271,36 @@ private:
   std::optional<timer_id> look_timer_;
 };
 
-/// Suspends the calling coroutine, on whatever executor it runs, until what `start` set in motion completes
-/// it. `start(std::shared_ptr<waiter<T>>)` runs on the strand. Cancellation resumes the coroutine promptly
-/// with `cancelled`. `start` must be a named object, moved in.
-template <class T, class Start>
-asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
+/// Suspends the calling coroutine, on whatever executor it runs, until what `begin` set in motion completes it.
+/// `begin(std::shared_ptr<waiter<T>>)` runs at once, where the coroutine does. Cancellation resumes the coroutine
+/// promptly with `cancelled`. `begin` must be a named object, moved in. The result is what `convert` makes of the `T`;
+/// what it holds is kept for as long as the coroutine waits.
+template <class T, class Begin, class Convert = std::identity>
+asio::awaitable<std::decay_t<std::invoke_result_t<Convert&, T>>> wait_at_once(std::shared_ptr<runtime> on,
+                                                                              Begin begin,
+                                                                              Convert convert = {}) {
   if (on->stopped()) throw error(errc::client_closed);
-  auto begin = [&on, &start](std::unique_ptr<rpc::receiver<outcome<T>>> receiver) {
-    auto waiting = std::make_shared<waiter<T>>(std::move(receiver), on);
+  auto initiate = [&on, &begin](std::unique_ptr<rpc::receiver<outcome<T>>> receiver) {
+    auto& service = on->service_of(receiver->executor());
+    auto waiting = std::make_shared<waiter<T>>(std::move(receiver), service, on);
     if (!waiting->attach()) return;
     // The coroutine may be resumed by another thread, and be gone, while this one is still in here.
-    const auto keep = on;
-    keep->run([waiting, start = std::move(start)]() mutable { start(std::move(waiting)); });
+    auto detached = std::move(begin);
+    detached(std::move(waiting));
   };
-  outcome<T> result = co_await rpc::suspend<outcome<T>>(std::move(begin));
+  outcome<T> result = co_await rpc::suspend<outcome<T>>(std::move(initiate));
   if (auto* failed = std::get_if<std::exception_ptr>(&result)) std::rethrow_exception(std::move(*failed));
-  co_return std::get<0>(std::move(result));
+  co_return convert(std::get<0>(std::move(result)));
+}
+
+/// The same with a `start` that runs on the strand.
+template <class T, class Start>
+asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
+  auto begin = [on, start = std::move(start)](std::shared_ptr<waiter<T>> waiting) mutable {
+    on->run(
+        [waiting = std::move(waiting), start = std::move(start)]() mutable { start(std::move(waiting)); });
+  };
+  return wait_at_once<T>(std::move(on), std::move(begin));
 }
 
 /// Waits until `when`; throws `cancelled`.

@@ -34,17 +34,19 @@ using outcome = std::variant<T, std::exception_ptr>;
 /// context may be destroyed meanwhile, on a thread of its own: the coroutine is dropped then, and the strand
 /// told.
 template <class T>
-class waiter final : public rpc::context_member,
+class waiter final : public rpc::waiting_member,
                      public rpc::cancellable,
                      public std::enable_shared_from_this<waiter<T>> {
 public:
-  waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, std::weak_ptr<strand_owner> strand)
-      : service_(rpc::context_service::of(receiver->executor())),
-        receiver_(std::move(receiver)),
-        strand_(std::move(strand)) {}
+  /// `service` is that of the receiver's context.
+  waiter(std::unique_ptr<rpc::receiver<outcome<T>>> receiver, rpc::context_service& service,
+         std::weak_ptr<strand_owner> strand)
+      : service_(service), receiver_(std::move(receiver)), strand_(std::move(strand)) {}
 
   ~waiter() {
-    if (attached_) service_.remove(*this);
+    if (!attached_) return;
+    receiver_.reset();
+    service_.remove(*this);
   }
 
   /// Before anything else. False when the coroutine's context is being destroyed: drop the waiter then.
@@ -60,9 +62,12 @@ public:
   }
 
   /// Runs on the strand when the coroutine is cancelled, before it is resumed, or dropped: take the waiter
-  /// out of whatever list it stands in.
-  void on_cancel(std::function<void()> forget) {
-    if (waiting()) forget_ = std::move(forget);
+  /// out of whatever list it stands in. `of` is kept until the wait ends: a closure that holds no more than two
+  /// words needs no allocation.
+  void on_cancel(std::shared_ptr<void> of, std::function<void()> forget) {
+    if (!waiting()) return;
+    owner_ = std::move(of);
+    forget_ = std::move(forget);
   }
 
   /// Runs on the strand when the wait ends, however it does.
@@ -80,7 +85,11 @@ private:
     std::unique_ptr<rpc::receiver<outcome<T>>> receiver;
     {
       const std::lock_guard lock{mutex_};
-      if (!receiver_ || !service_.try_begin_handoff(*this)) return false;
+      if (!receiver_) return false;
+      if (!service_.try_begin_handoff(*this)) {
+        kept_ = this->shared_from_this();  // the coroutine goes with its context, not here
+        return false;
+      }
       attached_ = false;
       receiver = std::move(receiver_);
     }
@@ -94,6 +103,7 @@ private:
     }
     service_.end_handoff();
     forget_ = nullptr;
+    owner_.reset();
     if (const auto end = std::exchange(end_, nullptr)) (*end)();
     return true;
   }
@@ -102,6 +112,7 @@ private:
     try {
       post([self = this->shared_from_this()] {
         if (!self->waiting()) return;
+        const auto owner = self->owner_;
         if (auto forget = std::exchange(self->forget_, nullptr)) forget();
         self->fail(errc::cancelled);
       });
@@ -110,22 +121,36 @@ private:
   }
 
   void on_context_shutdown() noexcept override {
-    const auto self = this->shared_from_this();
     std::unique_ptr<rpc::receiver<outcome<T>>> dropped;
     {
       const std::lock_guard lock{mutex_};
       attached_ = false;
       dropped = std::move(receiver_);
+      kept_.reset();
     }
     dropped.reset();  // destroys the suspended coroutine
     try {
-      if (post([self] { self->abandon(); })) return;
+      const auto last = std::make_shared<farewell>(this->shared_from_this());
+      post([last] { last->who->abandon(); });
     } catch (...) {  // out of memory: the client's end cleans up
-      return;
     }
-    forget_ = nullptr;
-    end_ = nullptr;
   }
+
+  /// The strand's context may go without having run what was posted to it: then, too, the waiter lets go of what keeps
+  /// it.
+  struct farewell {
+    explicit farewell(std::shared_ptr<waiter> whose) : who(std::move(whose)) {}
+    ~farewell() {
+      who->forget_ = nullptr;
+      who->owner_.reset();
+      who->end_ = nullptr;
+    }
+    farewell(const farewell&) = delete;
+    farewell& operator=(const farewell&) = delete;
+    std::shared_ptr<waiter> who;
+  };
+
+  std::shared_ptr<void> keep() noexcept override { return this->weak_from_this().lock(); }
 
   bool post(std::function<void()> work) {
     const auto on = strand_.lock();
@@ -133,15 +158,18 @@ private:
   }
 
   void abandon() {
+    const auto owner = std::move(owner_);
     if (const auto forget = std::exchange(forget_, nullptr)) forget();
     if (const auto end = std::exchange(end_, nullptr)) (*end)();
   }
 
   rpc::context_service& service_;
-  mutable std::mutex mutex_;  ///< Guards the two below.
+  mutable std::mutex mutex_;  ///< Guards the three below.
   std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
   bool attached_ = false;
+  std::shared_ptr<waiter> kept_;
   std::weak_ptr<strand_owner> strand_;
+  std::shared_ptr<void> owner_;
   std::function<void()> forget_;
   std::unique_ptr<std::function<void()>> end_;  ///< Few have one.
 };

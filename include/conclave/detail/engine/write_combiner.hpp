@@ -4,12 +4,14 @@
 #include <cstddef>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include <conclave/detail/engine/call.hpp>
+#include <conclave/detail/engine/numbered.hpp>
 #include <conclave/detail/engine/runtime.hpp>
 #include <conclave/detail/engine/write_combiner_machine.hpp>
 #include <conclave/version.hpp>
@@ -86,14 +88,16 @@ public:
 private:
   using handle = write_combiner_machine::handle;
   using caller = std::shared_ptr<waiter<applied>>;
+  using candidate = write_combiner_machine::candidate;
 
-  [[nodiscard]] write_combiner_machine::member member_of(txn write, write_lane lane) const {
+  [[nodiscard]] candidate candidate_of(txn write, write_lane lane, bool repeatable) const {
     write_combiner_machine::member what;
     what.lane = std::move(lane.name);
     what.may_share = lane.may_share;
+    what.repeatable = repeatable;
     what.bytes = size_of(write) + 2 * runtime_->keys().prefix().size() * count_keys(write);
     what.write = std::move(write);
-    return what;
+    return write_combiner_machine::prepare(std::move(what));
   }
 
   static std::size_t size_of(const txn& write) {
@@ -113,11 +117,17 @@ private:
     return out;
   }
 
-  static asio::awaitable<applied> wait_for(std::shared_ptr<write_combiner> self,
-                                           write_combiner_machine::member what);
-
-  static asio::awaitable<txn_response> answer_to(std::shared_ptr<write_combiner> self,
-                                                 write_combiner_machine::member what);
+  /// Waits for what `convert` makes of the result of a write.
+  template <class Convert>
+  auto wait_for(candidate what, Convert convert) {
+    auto self = shared_from_this();
+    auto begin = [self, what = std::move(what)](caller who) mutable {
+      self->arrive(std::move(who), std::move(what));
+    };
+    // Kept while the coroutine waits: it may be the last that has a part in the client.
+    auto finish = [self, convert](applied&& got) { return convert(std::move(got)); };
+    return wait_at_once<applied>(runtime_, std::move(begin), std::move(finish));
+  }
 
   /// A put that goes alone goes as such: for a transaction, were it without any condition, etcd takes a view of the
   /// store first, and that costs it more.
@@ -128,17 +138,34 @@ private:
   static constexpr int most_aside = 4;
   static constexpr int turns_to_gather = 4;
 
-  void add(const caller& who, write_combiner_machine::member what) {
-    const handle id = ++last_;
-    callers_.emplace(id, who);
-    who->on_cancel([weak = weak_from_this(), id] {
-      if (const auto self = weak.lock()) self->drop(id);
-    });
-    act(machine_.add(id, std::move(what), runtime_->now()), nullptr, {});
+  /// Any thread. Many come together, most of all those whose batch was answered: the strand hears of it once.
+  void arrive(caller who, candidate what) {
+    {
+      const std::lock_guard lock{mutex_};
+      arrivals_.push_back({std::move(who), std::move(what)});
+      if (arrivals_.size() > 1) return;
+    }
+    runtime_->run([self = shared_from_this()] { self->admit(); });
+  }
+
+  void admit() {
+    std::vector<arrival> all;
+    {
+      const std::lock_guard lock{mutex_};
+      all.swap(arrivals_);
+    }
+    const auto now = runtime_->now();
+    for (auto& each : all) {
+      if (!each.who->waiting()) continue;  // its context has gone
+      const auto id = machine_.enter(std::move(each.what), now);
+      callers_.insert(id, each.who);
+      each.who->on_cancel(shared_from_this(), [this, id] { drop(id); });
+    }
+    act(machine_.go(), nullptr, {});
   }
 
   void drop(handle id) {
-    callers_.erase(id);
+    callers_.take(id);
     machine_.drop(id);
   }
 
@@ -149,13 +176,15 @@ private:
       if (auto* sends = std::get_if<write_combiner_machine::send>(&each)) {
         runtime_->spawn(carry(shared_from_this(), std::move(*sends)));
       } else if (auto* done = std::get_if<write_combiner_machine::answered>(&each)) {
-        if (const auto who = caller_of(done->who)) who->complete({std::move(done->answer), done->repeated});
+        if (const auto who = callers_.take(done->who))
+          (*who)->complete({std::move(done->answer), done->repeated});
       } else if (const auto* failed = std::get_if<write_combiner_machine::failed>(&each)) {
-        if (const auto who = caller_of(failed->who)) who->fail(reason(failed->code, why));
+        if (const auto who = callers_.take(failed->who)) (*who)->fail(reason(failed->code, why));
       } else {
         proceed_in(turns_to_gather, runtime_->now() + took);
       }
     }
+    machine_.tidy();
   }
 
   /// Resumed callers come to the strand behind what is posted to it now, those of a lock after a few turns more.
@@ -170,14 +199,6 @@ private:
         self->act(self->machine_.proceed(), nullptr, {});
     });
     static_cast<void>(posted);  // not if it has stopped: then nobody is served any more
-  }
-
-  caller caller_of(handle id) {
-    const auto found = callers_.find(id);
-    if (found == callers_.end()) return nullptr;
-    auto out = std::move(found->second);
-    callers_.erase(found);
-    return out;
   }
 
   static errc code_of(const std::exception_ptr& why) noexcept {
@@ -200,9 +221,15 @@ private:
 
   std::shared_ptr<runtime> runtime_;
   write_combiner_machine machine_;
-  std::unordered_map<handle, caller> callers_;
-  handle last_ = 0;
+  numbered<caller> callers_;  ///< By the machine's handles.
   int aside_ = 0;
+
+  struct arrival {
+    caller who;
+    candidate what;
+  };
+  std::mutex mutex_;
+  std::vector<arrival> arrivals_;  ///< Guarded by it.
 };
 
 }  // namespace conclave::detail::engine

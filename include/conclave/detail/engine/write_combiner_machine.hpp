@@ -2,12 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
 #include <list>
 #include <map>
+#include <memory_resource>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -17,6 +19,7 @@
 #include <variant>
 #include <vector>
 
+#include <conclave/detail/engine/numbered.hpp>
 #include <conclave/error.hpp>
 #include <conclave/etcd/txn.hpp>
 #include <conclave/version.hpp>
@@ -136,18 +139,15 @@ public:
   write_combiner_machine(const write_combiner_machine&) = delete;
   write_combiner_machine& operator=(const write_combiner_machine&) = delete;
 
-  /// A write, under a handle of the caller's choice, never used before.
-  actions add(handle id, member what, time_point now) {
-    auto& added = waiting_.emplace_back();
-    added.id = id;
-    added.arrival = ++arrivals_;
-    added.what = std::move(what);
-    added.since = now;
-    added.most = std::max<std::size_t>(limits_.most_members, 1);
-    survey(added.what.write, added);
-    added.weight = weight(added.what.write);
-    added.charged = charge_of(added.what.write) != nullptr;
-    by_handle_.emplace(id, std::prev(waiting_.end()));
+  /// A write, and what can be said of it before it comes: on any thread.
+  class candidate;
+  static candidate prepare(member what);
+
+  /// Lets it stand with those that wait for `go`. Handles ascend from 1.
+  handle enter(candidate what, time_point now);
+
+  /// Sends what may go now.
+  actions go() {
     actions out;
     form(out);
     return out;
@@ -156,14 +156,12 @@ public:
   /// Nobody waits for this write any more. If it has yet to be sent, it is not; otherwise its result is
   /// dropped.
   void drop(handle id) {
-    const auto found = by_handle_.find(id);
-    if (found == by_handle_.end()) return;
-    const auto each = found->second;
-    by_handle_.erase(found);
-    if (each->sent)
-      each->dropped = true;
+    const auto found = by_handle_.take(id);
+    if (!found) return;
+    if ((*found)->sent)
+      (*found)->dropped = true;
     else
-      waiting_.erase(each);
+      waiting_.erase(*found);
   }
 
   /// `repeated`: attempts before this one had no answer.
@@ -171,6 +169,7 @@ public:
     actions out;
     auto members = take(id, repeated);
     if (members.empty()) return out;
+    out.reserve(members.size() + 2);
     if (members.size() == 1) {
       finish(members.front(), std::move(answer), out);
     } else if (!well_formed(answer, members)) {
@@ -186,15 +185,19 @@ public:
       out.emplace_back(gather{});
     }
     go_on(now, out);
+    spent_.splice(spent_.end(), members);
     return out;
+  }
+
+  /// Frees what those who were answered had asked for: better after the next batch is on its way than before.
+  void tidy() {
+    if (!gathering_) spent_.clear();
   }
 
   /// Sends what has gathered since a `gather`.
   actions proceed() {
     gathering_ = false;
-    actions out;
-    form(out);
-    return out;
+    return go();
   }
 
   /// The batch failed, by the error of the call. `repeated`: attempts before the last one had no answer.
@@ -243,13 +246,11 @@ private:
   };
 
   struct entry {
-    handle id = 0;
-    std::uint64_t arrival = 0;  ///< They wait in this order.
+    explicit entry(member of) : what(std::move(of)) {}
+
+    handle id = 0;  ///< They wait in this order.
     member what;
     time_point since;
-    /// Into `what`: an entry stays where it is.
-    std::vector<point> points;
-    std::vector<interval> intervals;
     std::size_t weight = 0;
     /// Largest batch that it may be in: less than others after a refusal.
     std::size_t most = 0;
@@ -260,70 +261,84 @@ private:
   };
   using entries = std::list<entry>;
 
+  /// Asks `look` of a key or a range.
+  template <class Look>
+  static bool ask(const std::string& key, const std::string& range_end, bool written, const Look& look) {
+    static constexpr std::string_view nul{"\0", 1};
+    if (range_end.empty()) return look(point{key, written});
+    // A range from the lowest key there can be begins, in a client's part of the store, with the empty one.
+    interval all{key == nul ? std::string_view{} : std::string_view{key}, std::nullopt, written};
+    if (range_end != nul) all.end = range_end;
+    return look(all);
+  }
+
+  /// Asks `look` of all that a write names, each a `point` or an `interval`, until the answer is yes.
+  template <class Look>
+  static bool any_of(const txn& request, const Look& look) {
+    for (const auto& each : request.compare)
+      if (ask(each.key, each.range_end, false, look)) return true;
+    for (const auto* branch : {&request.success, &request.failure})
+      for (const auto& each : *branch) {
+        bool found = false;
+        if (const auto* reads = std::get_if<range_request>(&each.request))
+          found = ask(reads->key, reads->range_end, false, look);
+        else if (const auto* puts = std::get_if<put_request>(&each.request))
+          found = ask(puts->key, {}, true, look);
+        else if (const auto* deletes = std::get_if<delete_range_request>(&each.request))
+          found = ask(deletes->key, deletes->range_end, true, look);
+        else if (const auto* nested = std::get_if<txn>(&each.request))
+          found = any_of(*nested, look);
+        if (found) return true;
+      }
+    return false;
+  }
+
   /// What some members touch: nobody in conflict with it may join or overtake them.
   class claims {
   public:
+    explicit claims(std::pmr::memory_resource* nodes) : points_(nodes), lanes_(nodes) {}
+
     [[nodiscard]] bool conflict(const entry& each) const {
       if (!each.what.lane.empty()) {
         const auto lane = lanes_.find(each.what.lane);
         if (lane != lanes_.end() && !(lane->second && each.what.may_share)) return true;
       }
-      for (const auto& p : each.points) {
-        const auto same = points_.find(p.key);
-        if (same != points_.end() && (same->second || p.written)) return true;
-        for (const auto& i : intervals_)
-          if ((i.written || p.written) && i.contains(p.key)) return true;
-      }
-      for (const auto& i : each.intervals) {
-        for (auto p = points_.lower_bound(i.begin); p != points_.end() && i.contains(p->first); ++p)
-          if (i.written || p->second) return true;
-        for (const auto& other : intervals_)
-          if ((i.written || other.written) && i.meets(other)) return true;
-      }
-      return false;
+      return any_of(each.what.write, [this](const auto& one) { return meets(one); });
     }
 
     /// `open`: members of the same lane may still join it.
     void add(const entry& each, bool open) {
-      for (const auto& p : each.points) points_[p.key] |= p.written;
-      intervals_.insert(intervals_.end(), each.intervals.begin(), each.intervals.end());
+      any_of(each.what.write, [this](const auto& one) {
+        insert(one);
+        return false;
+      });
       if (each.what.lane.empty()) return;
       const auto lane = lanes_.emplace(each.what.lane, true).first;
       if (!open || !each.what.may_share) lane->second = false;
     }
 
   private:
-    std::map<std::string_view, bool> points_;
-    std::vector<interval> intervals_;
-    std::unordered_map<std::string_view, bool> lanes_;
-  };
-
-  static void touch(const std::string& key, const std::string& range_end, bool written, entry& into) {
-    static constexpr std::string_view nul{"\0", 1};
-    if (range_end.empty()) {
-      into.points.push_back({key, written});
-      return;
+    [[nodiscard]] bool meets(const point& p) const {
+      const auto same = points_.find(p.key);
+      if (same != points_.end() && (same->second || p.written)) return true;
+      return std::any_of(intervals_.begin(), intervals_.end(),
+                         [&p](const interval& i) { return (i.written || p.written) && i.contains(p.key); });
     }
-    // A range from the lowest key there can be begins, in a client's part of the store, with the empty one.
-    interval all{key == nul ? std::string_view{} : std::string_view{key}, std::nullopt, written};
-    if (range_end != nul) all.end = range_end;
-    into.intervals.push_back(all);
-  }
+    [[nodiscard]] bool meets(const interval& i) const {
+      for (auto p = points_.lower_bound(i.begin); p != points_.end() && i.contains(p->first); ++p)
+        if (i.written || p->second) return true;
+      return std::any_of(intervals_.begin(), intervals_.end(), [&i](const interval& other) {
+        return (i.written || other.written) && i.meets(other);
+      });
+    }
 
-  static void survey(const txn& request, entry& into) {
-    for (const auto& each : request.compare) touch(each.key, each.range_end, false, into);
-    for (const auto* branch : {&request.success, &request.failure})
-      for (const auto& each : *branch) {
-        if (const auto* reads = std::get_if<range_request>(&each.request))
-          touch(reads->key, reads->range_end, false, into);
-        else if (const auto* puts = std::get_if<put_request>(&each.request))
-          touch(puts->key, {}, true, into);
-        else if (const auto* deletes = std::get_if<delete_range_request>(&each.request))
-          touch(deletes->key, deletes->range_end, true, into);
-        else if (const auto* nested = std::get_if<txn>(&each.request))
-          survey(*nested, into);
-      }
-  }
+    void insert(const point& p) { points_[p.key] |= p.written; }
+    void insert(const interval& i) { intervals_.push_back(i); }
+
+    std::pmr::map<std::string_view, bool> points_;
+    std::vector<interval> intervals_;
+    std::pmr::unordered_map<std::string_view, bool> lanes_;
+  };
 
   /// What a transaction takes of `most_operations`.
   static std::size_t weight(const txn& request) {
@@ -365,7 +380,10 @@ private:
   }
 
   entries choose() {
-    claims ahead;
+    // Gone when the batch stands: no allocation for each key.
+    std::array<std::byte, 8192> space;
+    std::pmr::monotonic_buffer_resource nodes{space.data(), space.size()};
+    claims ahead{&nodes};
     for (const auto& [id, members] : under_way_)
       for (const auto& each : members) ahead.add(each, false);
     entries batch;
@@ -437,7 +455,7 @@ private:
   template <class Result>
   void finish(entry& each, Result result, actions& out) {
     if (each.dropped) return;
-    by_handle_.erase(each.id);
+    by_handle_.take(each.id);
     if constexpr (std::is_same_v<Result, errc>)
       out.emplace_back(
           failed{each.id, each.repeated && says_not_applied(result) ? errc::outcome_unknown : result});
@@ -516,17 +534,39 @@ private:
       each.most = half;
     }
     // Back where they were: those that they have overtaken are not to wait for them now.
-    waiting_.merge(members, [](const entry& a, const entry& b) { return a.arrival < b.arrival; });
+    waiting_.merge(members, [](const entry& a, const entry& b) { return a.id < b.id; });
   }
 
   limits limits_;
   entries waiting_;
+  entries spent_;
   std::map<batch_id, entries> under_way_;
-  std::unordered_map<handle, entries::iterator> by_handle_;
+  numbered<entries::iterator> by_handle_;
   batch_id last_batch_ = 0;
-  std::uint64_t arrivals_ = 0;
   bool full_ = false;
   bool gathering_ = false;
 };
+
+class write_combiner_machine::candidate {
+  friend class write_combiner_machine;
+  entries one_;
+};
+
+inline write_combiner_machine::candidate write_combiner_machine::prepare(member what) {
+  candidate out;
+  auto& each = out.one_.emplace_back(std::move(what));
+  each.weight = weight(each.what.write);
+  each.charged = charge_of(each.what.write) != nullptr;
+  return out;
+}
+
+inline write_combiner_machine::handle write_combiner_machine::enter(candidate what, time_point now) {
+  const auto added = what.one_.begin();
+  added->id = by_handle_.push_back(added);
+  added->since = now;
+  added->most = std::max<std::size_t>(limits_.most_members, 1);
+  waiting_.splice(waiting_.end(), what.one_);
+  return added->id;
+}
 
 }  // namespace conclave::detail::engine

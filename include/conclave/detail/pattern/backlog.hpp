@@ -187,7 +187,7 @@ private:
     if (each.waits() && !receipts_refused_) receipts_->prepare();
     if (!std::exchange(observing_, true)) runtime_->observe(weak_from_this());
     const auto place = consumers_.push_back(std::move(each));
-    who->on_cancel([self = shared_from_this(), place] { self->remove(place); });
+    who->on_cancel(shared_from_this(), [this, place] { remove(place); });
     // What comes may go before what is known.
     if (machine_.grammar().sorted() == backlog_grammar::order::by_key) need_watch();
     if (!look_timer_) plan_look();

@@ -182,7 +182,7 @@ private:
 
   local_line::handle line_up(const waiter& who, bool only_try) {
     const auto where = queue_.push_back({who, only_try});
-    who->on_cancel([self = shared_from_this(), where] { self->give_up(where); });
+    who->on_cancel(shared_from_this(), [this, where] { give_up(where); });
     if (phase_ == phase::idle) join();
     return where;
   }

@@ -48,7 +48,7 @@ public:
   void add(const waiter& who, std::string value) {
     const auto place = pending_.push_back({who, std::move(value)});
     // One that is on its way to the server stays: the write may happen.
-    who->on_cancel([self = shared_from_this(), place] { self->pending_.remove(place); });
+    who->on_cancel(shared_from_this(), [this, place] { pending_.remove(place); });
     if (!std::exchange(writing_, true)) runtime_->spawn(write_all(shared_from_this()));
   }
 
@@ -159,7 +159,7 @@ private:
   void requeue(item each) {
     const auto who = each.who;
     const auto place = pending_.push_front(std::move(each));
-    who->on_cancel([self = shared_from_this(), place] { self->pending_.remove(place); });
+    who->on_cancel(shared_from_this(), [this, place] { pending_.remove(place); });
   }
 
   void fail(const std::exception_ptr& why) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 
 #include <conclave/asio.hpp>
@@ -29,6 +30,16 @@ private:
   context_member* next_ = nullptr;
 };
 
+/// One that waits on the context alone. Its last owner, on whatever thread, may let go of it while the context is being
+/// destroyed: its destructor first gives up what it has of the context, and then calls `remove`.
+class waiting_member : public context_member {
+private:
+  friend class context_service;
+
+  /// Null when its destructor is running.
+  virtual std::shared_ptr<void> keep() noexcept = 0;
+};
+
 /// One per execution context. It ends what is under way when the context is destroyed, in whatever order the
 /// user destroys things: calls that another thread will complete are cancelled and waited for until that
 /// thread has let go of them (gRPC completes a cancelled call at once, even when the server is frozen);
@@ -52,10 +63,11 @@ public:
   }
 
   /// Registers something that waits on this context only. False once the context is shutting down.
-  [[nodiscard]] bool add(context_member& member) { return add(waiting_, member); }
-  void remove(context_member& member) noexcept {
+  [[nodiscard]] bool add(waiting_member& member) { return add(waiting_, member); }
+  void remove(waiting_member& member) noexcept {
     std::lock_guard lock{mutex_};
     unlink(member);
+    if (stopped_) changed_.notify_all();
   }
 
   /// Registers an operation that a foreign thread completes. False once the context is shutting down.
@@ -69,7 +81,7 @@ public:
     ++handoffs_;
   }
   /// The same for a member of the waiting list; false once the context is shutting down, which drops it.
-  [[nodiscard]] bool try_begin_handoff(context_member& member) noexcept {
+  [[nodiscard]] bool try_begin_handoff(waiting_member& member) noexcept {
     std::lock_guard lock{mutex_};
     if (stopped_) return false;
     unlink(member);
@@ -117,10 +129,16 @@ private:
     changed_.wait(lock, [&] { return foreign.next_ == &foreign && handoffs_ == 0; });
     context_member& waiting = waiting_.head;
     while (waiting.next_ != &waiting) {
-      context_member& each = *waiting.next_;
+      auto& each = static_cast<waiting_member&>(*waiting.next_);
+      auto kept = each.keep();
+      if (!kept) {  // whoever destroys it removes it
+        changed_.wait(lock, [&] { return waiting.next_ != &each; });
+        continue;
+      }
       unlink(each);
       lock.unlock();
       each.on_context_shutdown();
+      kept.reset();
       lock.lock();
     }
   }

@@ -9,7 +9,7 @@ CONCLAVE_DECL asio::awaitable<void> sleep_until(std::shared_ptr<runtime> on, tim
   runtime* const where = on.get();
   auto start = [where, when](std::shared_ptr<waiter<std::monostate>> waiting) {
     const auto id = where->at(when, [waiting] { waiting->complete({}); });
-    waiting->on_cancel([where, id] { where->cancel(id); });
+    waiting->on_cancel(nullptr, [where, id] { where->cancel(id); });
   };
   (void)co_await wait<std::monostate>(std::move(on), std::move(start));
 }

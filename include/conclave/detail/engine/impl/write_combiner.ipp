@@ -6,14 +6,14 @@
 namespace conclave::inline CONCLAVE_ABI::detail::engine {
 
 CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::apply(txn write, write_lane lane) {
-  return answer_to(shared_from_this(), member_of(std::move(write), std::move(lane)));
+  auto what = candidate_of(std::move(write), std::move(lane), false);
+  return wait_for(std::move(what), [](applied&& got) { return std::move(got.answer); });
 }
 
 CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_repeatable(txn write,
                                                                                         write_lane lane) {
-  auto what = member_of(std::move(write), std::move(lane));
-  what.repeatable = true;
-  return wait_for(shared_from_this(), std::move(what));
+  auto what = candidate_of(std::move(write), std::move(lane), true);
+  return wait_for(std::move(what), [](applied&& got) { return std::move(got); });
 }
 
 CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_at_once(txn write) {
@@ -36,20 +36,6 @@ CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::send_asid
   out.answer = co_await call(self->runtime_, std::move(write), again);
   out.repeated = again.unanswered > 0;
   co_return out;
-}
-
-CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::wait_for(
-    std::shared_ptr<write_combiner> self, write_combiner_machine::member what) {
-  auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-  applied out = co_await wait<applied>(self->runtime_, std::move(start));
-  co_return out;
-}
-
-CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::answer_to(std::shared_ptr<write_combiner> self,
-                                                                      write_combiner_machine::member what) {
-  auto start = [self, what = std::move(what)](caller who) mutable { self->add(who, std::move(what)); };
-  applied out = co_await wait<applied>(self->runtime_, std::move(start));
-  co_return std::move(out.answer);
 }
 
 CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::put_alone(std::shared_ptr<runtime> on,

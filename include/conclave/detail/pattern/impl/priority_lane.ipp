@@ -60,7 +60,7 @@ CONCLAVE_DECL asio::awaitable<bool> priority_lane::write_some(std::shared_ptr<pr
     request.when(create_revision(key) == 0).then(put(std::move(key), each.value));
     self->sending_.push_back(std::move(each));
   }
-  for (const auto& each : self->sending_) each.who->on_cancel(nullptr);
+  for (const auto& each : self->sending_) each.who->on_cancel(nullptr, nullptr);
   request.otherwise(range(self->base_, {.keys_only = true}), self->last_item());
   const txn_response answer = co_await self->writes_->apply(std::move(request));
   if (!answer.succeeded) {
