@@ -1236,7 +1236,8 @@ private:
       const std::lock_guard lock{mutex_};
       if (!receiver_) return false;
       if (!service_.try_begin_handoff(*this)) {
-        kept_ = this->shared_from_this();  // the coroutine goes with its context, not here
+        // The coroutine goes with its context, not here.
+        kept_ = std::make_unique<std::shared_ptr<waiter>>(this->shared_from_this());
         return false;
       }
       attached_ = false;
@@ -1316,7 +1317,7 @@ private:
   mutable std::mutex mutex_;  ///< Guards the three below.
   std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
   bool attached_ = false;
-  std::shared_ptr<waiter> kept_;
+  std::unique_ptr<std::shared_ptr<waiter>> kept_;  ///< There are many waiters, and hardly one needs it.
   std::weak_ptr<strand_owner> strand_;
   std::shared_ptr<void> owner_;
   std::function<void()> forget_;
@@ -3020,7 +3021,7 @@ private:
 };
 
 /// Suspends the calling coroutine, on whatever executor it runs, until what `begin` set in motion completes it.
-/// `begin(std::shared_ptr<waiter<T>>)` runs at once, where the coroutine does. Cancellation resumes the coroutine
+/// `begin(runtime&, std::shared_ptr<waiter<T>>)` runs at once, where the coroutine does. Cancellation resumes the coroutine
 /// promptly with `cancelled`. `begin` must be a named object, moved in. The result is what `convert` makes of the `T`;
 /// what it holds is kept for as long as the coroutine waits.
 template <class T, class Begin, class Convert = std::identity>
@@ -3033,8 +3034,9 @@ asio::awaitable<std::decay_t<std::invoke_result_t<Convert&, T>>> wait_at_once(st
     auto waiting = std::make_shared<waiter<T>>(std::move(receiver), service, on);
     if (!waiting->attach()) return;
     // The coroutine may be resumed by another thread, and be gone, while this one is still in here.
+    const auto keep = on;
     auto detached = std::move(begin);
-    detached(std::move(waiting));
+    detached(*keep, std::move(waiting));
   };
   outcome<T> result = co_await rpc::suspend<outcome<T>>(std::move(initiate));
   if (auto* failed = std::get_if<std::exception_ptr>(&result)) std::rethrow_exception(std::move(*failed));
@@ -3044,8 +3046,8 @@ asio::awaitable<std::decay_t<std::invoke_result_t<Convert&, T>>> wait_at_once(st
 /// The same with a `start` that runs on the strand.
 template <class T, class Start>
 asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
-  auto begin = [on, start = std::move(start)](std::shared_ptr<waiter<T>> waiting) mutable {
-    on->run(
+  auto begin = [start = std::move(start)](runtime& where, std::shared_ptr<waiter<T>> waiting) mutable {
+    where.run(
         [waiting = std::move(waiting), start = std::move(start)]() mutable { start(std::move(waiting)); });
   };
   return wait_at_once<T>(std::move(on), std::move(begin));
@@ -6516,7 +6518,7 @@ private:
   template <class Convert>
   auto wait_for(candidate what, Convert convert) {
     auto self = shared_from_this();
-    auto begin = [self, what = std::move(what)](caller who) mutable {
+    auto begin = [self, what = std::move(what)](runtime&, caller who) mutable {
       self->arrive(std::move(who), std::move(what));
     };
     // Kept while the coroutine waits: it may be the last that has a part in the client.

@@ -272,7 +272,7 @@ private:
 };
 
 /// Suspends the calling coroutine, on whatever executor it runs, until what `begin` set in motion completes it.
-/// `begin(std::shared_ptr<waiter<T>>)` runs at once, where the coroutine does. Cancellation resumes the coroutine
+/// `begin(runtime&, std::shared_ptr<waiter<T>>)` runs at once, where the coroutine does. Cancellation resumes the coroutine
 /// promptly with `cancelled`. `begin` must be a named object, moved in. The result is what `convert` makes of the `T`;
 /// what it holds is kept for as long as the coroutine waits.
 template <class T, class Begin, class Convert = std::identity>
@@ -285,8 +285,9 @@ asio::awaitable<std::decay_t<std::invoke_result_t<Convert&, T>>> wait_at_once(st
     auto waiting = std::make_shared<waiter<T>>(std::move(receiver), service, on);
     if (!waiting->attach()) return;
     // The coroutine may be resumed by another thread, and be gone, while this one is still in here.
+    const auto keep = on;
     auto detached = std::move(begin);
-    detached(std::move(waiting));
+    detached(*keep, std::move(waiting));
   };
   outcome<T> result = co_await rpc::suspend<outcome<T>>(std::move(initiate));
   if (auto* failed = std::get_if<std::exception_ptr>(&result)) std::rethrow_exception(std::move(*failed));
@@ -296,8 +297,8 @@ asio::awaitable<std::decay_t<std::invoke_result_t<Convert&, T>>> wait_at_once(st
 /// The same with a `start` that runs on the strand.
 template <class T, class Start>
 asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
-  auto begin = [on, start = std::move(start)](std::shared_ptr<waiter<T>> waiting) mutable {
-    on->run(
+  auto begin = [start = std::move(start)](runtime& where, std::shared_ptr<waiter<T>> waiting) mutable {
+    where.run(
         [waiting = std::move(waiting), start = std::move(start)]() mutable { start(std::move(waiting)); });
   };
   return wait_at_once<T>(std::move(on), std::move(begin));

@@ -87,7 +87,8 @@ private:
       const std::lock_guard lock{mutex_};
       if (!receiver_) return false;
       if (!service_.try_begin_handoff(*this)) {
-        kept_ = this->shared_from_this();  // the coroutine goes with its context, not here
+        // The coroutine goes with its context, not here.
+        kept_ = std::make_unique<std::shared_ptr<waiter>>(this->shared_from_this());
         return false;
       }
       attached_ = false;
@@ -167,7 +168,7 @@ private:
   mutable std::mutex mutex_;  ///< Guards the three below.
   std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
   bool attached_ = false;
-  std::shared_ptr<waiter> kept_;
+  std::unique_ptr<std::shared_ptr<waiter>> kept_;  ///< There are many waiters, and hardly one needs it.
   std::weak_ptr<strand_owner> strand_;
   std::shared_ptr<void> owner_;
   std::function<void()> forget_;

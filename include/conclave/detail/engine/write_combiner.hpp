@@ -121,7 +121,7 @@ private:
   template <class Convert>
   auto wait_for(candidate what, Convert convert) {
     auto self = shared_from_this();
-    auto begin = [self, what = std::move(what)](caller who) mutable {
+    auto begin = [self, what = std::move(what)](runtime&, caller who) mutable {
       self->arrive(std::move(who), std::move(what));
     };
     // Kept while the coroutine waits: it may be the last that has a part in the client.
