@@ -42,6 +42,21 @@ TEST_CASE("a number that nothing has, or has had, finds nothing") {
   CHECK(all.take(2) == 2);
 }
 
+TEST_CASE("nothing has the numbers that were left out") {
+  numbered<int> all;
+  all.insert(3, 30);
+  CHECK(all.next() == 4);
+  CHECK(all.push_back(40) == 4);
+  all.insert(7, 70);
+  for (const std::uint64_t which : {1U, 2U, 5U, 6U, 8U}) CHECK_FALSE(all.take(which));
+  CHECK(all.take(7) == 70);
+  CHECK(all.take(3) == 30);
+  CHECK(all.take(4) == 40);
+  CHECK(all.next() == 8);
+  all.insert(8, 80);
+  CHECK(all.take(8) == 80);
+}
+
 TEST_CASE("values that go in any order are found under their numbers until they do") {
   numbered<int> all;
   std::map<std::uint64_t, int> expected;

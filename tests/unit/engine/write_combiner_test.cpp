@@ -627,6 +627,25 @@ TEST_CASE("writes that come from elsewhere while the executor is busy go togethe
   for (const auto& each : {a, b, c}) CHECK(each.answer().succeeded);
 }
 
+TEST_CASE(
+    "a write from elsewhere that is cancelled before the strand has heard of it ends at once, and alone") {
+  rig r;
+  asio::io_context elsewhere;
+  r.server->freeze();
+  auto a = r.start_on(elsewhere, write_of("a"));
+  const auto b = r.start_on(elsewhere, write_of("b"));
+  a.cancel();
+  r.settle();
+  elsewhere.restart();
+  elsewhere.poll();
+  CHECK(a.error() == errc::cancelled);
+  CHECK_FALSE(b.answer_or_error());
+  r.release();
+  elsewhere.restart();
+  elsewhere.poll();
+  CHECK(b.answer().succeeded);
+}
+
 TEST_CASE("a write from elsewhere is not sent if its context goes away first") {
   rig r;
   std::optional<asio::io_context> elsewhere{std::in_place};

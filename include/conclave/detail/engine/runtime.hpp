@@ -92,6 +92,7 @@ public:
 
   [[nodiscard]] time_point now() const noexcept { return clock_->now(); }
   [[nodiscard]] rpc::clock& clock() const noexcept { return *clock_; }
+
   /// That of the executor's context, which mostly is our own: finding another takes a search.
   [[nodiscard]] rpc::context_service& service_of(const asio::any_io_executor& executor) const {
     const bool own = &asio::query(executor, asio::execution::context) == context_;
@@ -272,9 +273,9 @@ private:
 };
 
 /// Suspends the calling coroutine, on whatever executor it runs, until what `begin` set in motion completes it.
-/// `begin(runtime&, std::shared_ptr<waiter<T>>)` runs at once, where the coroutine does. Cancellation resumes the coroutine
-/// promptly with `cancelled`. `begin` must be a named object, moved in. The result is what `convert` makes of the `T`;
-/// what it holds is kept for as long as the coroutine waits.
+/// `begin(runtime&, std::shared_ptr<waiter<T>>)` runs at once, where the coroutine does. Cancellation resumes
+/// the coroutine promptly with `cancelled`. `begin` must be a named object, moved in. The result is what
+/// `convert` makes of the `T`; what it holds is kept for as long as the coroutine waits.
 template <class T, class Begin, class Convert = std::identity>
 asio::awaitable<std::decay_t<std::invoke_result_t<Convert&, T>>> wait_at_once(std::shared_ptr<runtime> on,
                                                                               Begin begin,
