@@ -4,7 +4,8 @@
 // calls that do the work, on one thread that waits for their answers itself: no other thread, no executor, no
 // coroutine; messages are protobuf's generated classes. It keeps no lease alive, retries nothing and is cancelled
 // by nobody. With --posted another thread waits for the answers, and posts each to an io_context that the first one
-// runs: that much an Asio program cannot be without, since gRPC's sockets are not Asio's.
+// runs, and that waits for a timer as well: that much an Asio program cannot be without, since gRPC's sockets are not
+// Asio's.
 
 #include "../measure.hpp"
 
@@ -15,9 +16,9 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
 
-#include <asio/executor_work_guard.hpp>
 #include <asio/io_context.hpp>
 #include <asio/post.hpp>
+#include <asio/steady_timer.hpp>
 
 #include <deque>
 #include <functional>
@@ -56,7 +57,10 @@ public:
         stub_(channel_) {
     require(channel_->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds{10}),
             "cannot connect to " + endpoints);
-    if (posted) waiting_ = std::thread{[this] { post_all(); }};
+    if (!posted) return;
+    timer_.expires_after(std::chrono::hours{1});
+    timer_.async_wait([](std::error_code) {});
+    waiting_ = std::thread{[this] { post_all(); }};
   }
 
   server(const server&) = delete;
@@ -95,7 +99,8 @@ private:
   grpc::GenericStub stub_;
   grpc::CompletionQueue queue_;
   asio::io_context context_{1};
-  asio::executor_work_guard<asio::io_context::executor_type> working_{context_.get_executor()};
+  asio::steady_timer timer_{
+      context_};  ///< Keeps the context running, and makes it wait as one with sockets does.
   std::thread waiting_;
 };
 

@@ -103,8 +103,9 @@ private:
     return std::make_shared<entry<Enter>>(entry<Enter>{session_.owner(), name_, std::move(enter)});
   }
 
-  template <class Enter>
-  static asio::awaitable<unique_lock> acquired(std::shared_ptr<entry<Enter>> what) {
+  /// A `Result` is a lock, or the lack of one.
+  template <class Result, class Enter>
+  static asio::awaitable<Result> acquired(std::shared_ptr<entry<Enter>> what) {
     auto start = [what](const waiter& who) {
       const auto& state = what->owner->state();
       if (state->now_in() != detail::client::lease_state::phase::alive) {
@@ -116,19 +117,14 @@ private:
           part, [&] { return std::make_shared<member>(state, what->name, part); });
       what->enter(*what->at, who);
     };
-    auto hold = co_await detail::engine::wait<std::shared_ptr<detail::pattern::hold>>(
-        what->owner->state()->runtime(), std::move(start));
-    unique_lock out;
-    if (hold) out = unique_lock{std::move(hold), std::move(what->at), what->owner};
-    co_return out;
-  }
-
-  template <class Enter>
-  static asio::awaitable<std::optional<unique_lock>> maybe_acquired(std::shared_ptr<entry<Enter>> what) {
-    unique_lock lock = co_await acquired(std::move(what));
-    std::optional<unique_lock> out;
-    if (lock.token() != 0) out.emplace(std::move(lock));
-    co_return out;
+    auto finish = [what](std::shared_ptr<detail::pattern::hold> hold) {
+      Result out;
+      if (hold) out = unique_lock{std::move(hold), std::move(what->at), what->owner};
+      return out;
+    };
+    const auto& on = what->owner->state()->runtime();
+    return detail::engine::wait<std::shared_ptr<detail::pattern::hold>>(on, std::move(start),
+                                                                        std::move(finish));
   }
 
   static asio::awaitable<lock_line> read_line(std::shared_ptr<detail::engine::runtime> on, std::string name);

@@ -132,8 +132,8 @@ private:
     owner_.reset();
   }
 
-  static asio::awaitable<detail::pattern::released> release(hold_ptr hold, member_ptr member, owner_ptr owner,
-                                                            std::optional<txn> last);
+  /// This must outlive the wait.
+  asio::awaitable<detail::pattern::released> release(std::optional<txn> last) const;
 
   // The parameter releases if this never begins: whoever is cancelled already throws before it does.
   static asio::awaitable<void> unlock_held(unique_lock behind);

@@ -1210,6 +1210,9 @@ public:
     return receiver_ != nullptr;
   }
 
+  /// Whether it has been cancelled, and the strand is about to hear of it. Any thread.
+  [[nodiscard]] bool cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
+
   /// Runs on the strand when the coroutine is cancelled, before it is resumed, or dropped: take the waiter
   /// out of whatever list it stands in. `of` is kept until the wait ends: a closure that holds no more than two
   /// words needs no allocation.
@@ -1259,6 +1262,7 @@ private:
   }
 
   void cancel() noexcept override {
+    cancelled_.store(true, std::memory_order_release);
     try {
       post([self = this->shared_from_this()] {
         if (!self->waiting()) return;
@@ -1267,6 +1271,7 @@ private:
         self->fail(errc::cancelled);
       });
     } catch (...) {  // out of memory: the wait goes on
+      cancelled_.store(false, std::memory_order_release);
     }
   }
 
@@ -1317,6 +1322,7 @@ private:
   mutable std::mutex mutex_;  ///< Guards the three below.
   std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
   bool attached_ = false;
+  std::atomic<bool> cancelled_{false};
   std::unique_ptr<std::shared_ptr<waiter>> kept_;  ///< There are many waiters, and hardly one needs it.
   std::weak_ptr<strand_owner> strand_;
   std::shared_ptr<void> owner_;
@@ -2776,6 +2782,101 @@ private:
 
 }  // namespace conclave::detail::engine
 
+// ---- conclave/detail/engine/shared_strand.hpp ----
+
+namespace conclave::inline CONCLAVE_ABI::detail::engine {
+
+/// An executor that is a strand, in the three words that `any_io_executor` has room for. `asio::strand` is larger:
+/// within `any_io_executor` each copy of it, and each property that Asio asks of it, is an allocation, and each
+/// suspension of a coroutine makes several.
+class shared_strand {
+public:
+  /// Not a constructor: Asio's concept of an executor would ask itself whether one can be made of the other.
+  static shared_strand over(const asio::any_io_executor& inner) {
+    return {std::make_shared<core>(inner), false, false};
+  }
+
+  [[nodiscard]] asio::execution_context& query(asio::execution::context_t) const noexcept {
+    return asio::query(core_->inner, asio::execution::context);
+  }
+
+  [[nodiscard]] asio::execution::blocking_t query(asio::execution::blocking_t) const noexcept {
+    if (never_blocks_) return asio::execution::blocking.never;
+    return asio::execution::blocking.possibly;
+  }
+  [[nodiscard]] shared_strand require(asio::execution::blocking_t::never_t) const noexcept {
+    return {core_, true, works_};
+  }
+  [[nodiscard]] shared_strand require(asio::execution::blocking_t::possibly_t) const noexcept {
+    return {core_, false, works_};
+  }
+
+  [[nodiscard]] asio::execution::outstanding_work_t query(
+      asio::execution::outstanding_work_t) const noexcept {
+    if (works_) return asio::execution::outstanding_work.tracked;
+    return asio::execution::outstanding_work.untracked;
+  }
+  [[nodiscard]] shared_strand require(asio::execution::outstanding_work_t::tracked_t) const {
+    if (works_) return *this;
+    return {core_->at_work(), never_blocks_, true};
+  }
+  [[nodiscard]] shared_strand require(asio::execution::outstanding_work_t::untracked_t) const noexcept {
+    return {core_->shared_from_this(), never_blocks_, false};
+  }
+
+  template <class Work>
+  void execute(Work&& work) const {
+    (never_blocks_ ? core_->later : core_->now).execute(std::forward<Work>(work));
+  }
+
+  friend bool operator==(const shared_strand& a, const shared_strand& b) noexcept {
+    return a.core_.get() == b.core_.get();
+  }
+
+private:
+  struct core : std::enable_shared_from_this<core> {
+    explicit core(const asio::any_io_executor& within)
+        : inner(within),
+          now(asio::make_strand(within)),
+          later(asio::require(now, asio::execution::blocking.never)) {}
+
+    /// While copies of what it returns are there, the context has work.
+    std::shared_ptr<core> at_work() {
+      const std::lock_guard lock{mutex};
+      auto there = work.lock();
+      if (!there) {
+        auto held = asio::prefer(inner, asio::execution::outstanding_work.tracked);
+        there = std::make_shared<kept>(kept{shared_from_this(), std::move(held)});
+        work = there;
+      }
+      core* const same = there->whose.get();
+      return {std::move(there), same};
+    }
+
+    struct kept {
+      std::shared_ptr<core> whose;
+      asio::any_io_executor held;
+    };
+
+    asio::any_io_executor inner;
+    asio::strand<asio::any_io_executor> now;
+    asio::strand<asio::any_io_executor> later;
+    std::mutex mutex;
+    std::weak_ptr<kept> work;  ///< Guarded by it.
+  };
+
+  shared_strand(std::shared_ptr<core> of, bool never_blocks, bool works) noexcept
+      : core_(std::move(of)), never_blocks_(never_blocks), works_(works) {}
+
+  std::shared_ptr<core> core_;
+  bool never_blocks_ = false;
+  bool works_ = false;
+};
+
+static_assert(sizeof(shared_strand) <= 3 * sizeof(void*));
+
+}  // namespace conclave::detail::engine
+
 // ---- conclave/detail/engine/runtime.hpp ----
 
 namespace conclave::inline CONCLAVE_ABI::detail::engine {
@@ -2823,7 +2924,7 @@ public:
           key_space keys, runtime_options options, std::unique_ptr<authenticator> user)
       : context_(&asio::query(executor, asio::execution::context)),
         service_(rpc::context_service::of(executor)),
-        strand_(asio::make_strand(executor)),
+        strand_(shared_strand::over(executor)),
         servers_(std::move(servers)),
         clock_(std::move(clock)),
         keys_(std::move(keys)),
@@ -3000,7 +3101,7 @@ private:
 
   const asio::execution_context* context_;  ///< Its address: it may have gone.
   rpc::context_service& service_;
-  std::optional<asio::strand<asio::any_io_executor>> strand_;
+  std::optional<shared_strand> strand_;
   server_list servers_;
   revision_floor floor_;
   std::shared_ptr<rpc::clock> clock_;
@@ -3045,13 +3146,13 @@ asio::awaitable<std::decay_t<std::invoke_result_t<Convert&, T>>> wait_at_once(st
 }
 
 /// The same with a `start` that runs on the strand.
-template <class T, class Start>
-asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
+template <class T, class Start, class Convert = std::identity>
+auto wait(std::shared_ptr<runtime> on, Start start, Convert convert = {}) {
   auto begin = [start = std::move(start)](runtime& where, std::shared_ptr<waiter<T>> waiting) mutable {
     where.run(
         [waiting = std::move(waiting), start = std::move(start)]() mutable { start(std::move(waiting)); });
   };
-  return wait_at_once<T>(std::move(on), std::move(begin));
+  return wait_at_once<T>(std::move(on), std::move(begin), std::move(convert));
 }
 
 /// Waits until `when`; throws `cancelled`.
@@ -6211,7 +6312,12 @@ private:
       if (batch.empty()) return;
       send next;
       next.batch = ++last_batch_;
-      next.request = batch.size() == 1 ? batch.front().what.write : compose(batch);
+      if (batch.size() > 1)
+        next.request = compose(batch);
+      else if (limits_.most_in_flight > 1)
+        next.request = batch.front().what.write;
+      else  // nobody else is looked at for conflicts while it is under way
+        next.request = std::move(batch.front().what.write);
       next.repeatable =
           std::all_of(batch.begin(), batch.end(), [](const entry& each) { return each.what.repeatable; });
       for (auto& each : batch) each.sent = true;
@@ -6221,13 +6327,17 @@ private:
   }
 
   entries choose() {
+    entries batch;
+    if (waiting_.size() == 1 && under_way_.empty()) {  // there is nothing to be in conflict with
+      batch.swap(waiting_);
+      return batch;
+    }
     // Gone when the batch stands: no allocation for each key.
     std::array<std::byte, 8192> space;
     std::pmr::monotonic_buffer_resource nodes{space.data(), space.size()};
     claims ahead{&nodes};
     for (const auto& [id, members] : under_way_)
       for (const auto& each : members) ahead.add(each, false);
-    entries batch;
     std::size_t bytes = 0;
     std::size_t heaviest = 0;
     std::size_t passed_over = 0;
@@ -6428,7 +6538,7 @@ struct write_lane {
 };
 
 /// Sends the independent writes of a client, those that have gathered together. On the strand, but for
-/// `apply`.
+/// `apply`; and all but that one are for coroutines which nobody cancels.
 class write_combiner final : public std::enable_shared_from_this<write_combiner> {
 public:
   using limits = write_combiner_machine::limits;
@@ -6470,13 +6580,16 @@ public:
     bool repeated = false;
   };
 
+  /// The same on the strand: a write that goes alone is carried by who asks for it.
+  asio::awaitable<applied> apply_here(txn write, write_lane lane = {});
+
   /// The same for a write that does its work once, however often and however late its copies arrive: it goes
   /// again when there is no answer, unless it shares its batch with one that must not.
   asio::awaitable<applied> apply_repeatable(txn write, write_lane lane = {});
 
   /// The same for one that somebody waits for: it goes by itself and does not wait for the answer to others. With
   /// those that have nobody behind them once `most_aside` are under way so: thousands at a time are more than
-  /// servers take. On the strand.
+  /// servers take.
   asio::awaitable<applied> apply_at_once(txn write);
 
   /// Writes that have yet to be sent, and batches that are under way.
@@ -6487,6 +6600,13 @@ private:
   using handle = write_combiner_machine::handle;
   using caller = std::shared_ptr<waiter<applied>>;
   using candidate = write_combiner_machine::candidate;
+
+  /// What became of a batch: what is to be done now, what it failed with if it did, and how long it was under way.
+  struct report {
+    write_combiner_machine::actions next;
+    std::exception_ptr why;
+    write_combiner_machine::duration took{};
+  };
 
   [[nodiscard]] candidate candidate_of(txn write, write_lane lane, bool repeatable) const {
     write_combiner_machine::member what;
@@ -6533,6 +6653,8 @@ private:
 
   static asio::awaitable<applied> send_aside(std::shared_ptr<write_combiner> self, txn write);
 
+  static asio::awaitable<applied> send_here(std::shared_ptr<write_combiner> self, candidate what);
+
   static constexpr int most_aside = 4;
   static constexpr int turns_to_gather = 4;
 
@@ -6554,12 +6676,15 @@ private:
     }
     const auto now = runtime_->now();
     for (auto& each : all) {
-      if (!each.who->waiting()) continue;  // its context has gone
-      const auto id = machine_.enter(std::move(each.what), now);
-      callers_.insert(id, each.who);
-      each.who->on_cancel(shared_from_this(), [this, id] { drop(id); });
+      if (!each.who->waiting() || each.who->cancelled()) continue;
+      expect(machine_.enter(std::move(each.what), now), each.who);
     }
-    act(machine_.go(), nullptr, {});
+    act({machine_.go(), nullptr, {}});
+  }
+
+  void expect(handle id, const caller& who) {
+    callers_.insert(id, who);
+    who->on_cancel(shared_from_this(), [this, id] { drop(id); });
   }
 
   void drop(handle id) {
@@ -6567,10 +6692,9 @@ private:
     machine_.drop(id);
   }
 
-  /// `why` is what the last batch failed with, if it did, and `took` how long it was under way.
-  void act(write_combiner_machine::actions what, const std::exception_ptr& why,
-           write_combiner_machine::duration took) {
-    for (auto& each : what) {
+  void act(report of) {
+    const auto& why = of.why;
+    for (auto& each : of.next) {
       if (auto* sends = std::get_if<write_combiner_machine::send>(&each)) {
         runtime_->spawn(carry(shared_from_this(), std::move(*sends)));
       } else if (auto* done = std::get_if<write_combiner_machine::answered>(&each)) {
@@ -6579,7 +6703,7 @@ private:
       } else if (const auto* failed = std::get_if<write_combiner_machine::failed>(&each)) {
         if (const auto who = callers_.take(failed->who)) (*who)->fail(reason(failed->code, why));
       } else {
-        proceed_in(turns_to_gather, runtime_->now() + took);
+        proceed_in(turns_to_gather, runtime_->now() + of.took);
       }
     }
     machine_.tidy();
@@ -6594,7 +6718,7 @@ private:
       if (turns > 1 && self->runtime_->now() < until)
         self->proceed_in(turns - 1, until);
       else
-        self->act(self->machine_.proceed(), nullptr, {});
+        self->act({self->machine_.proceed(), nullptr, {}});
     });
     static_cast<void>(posted);  // not if it has stopped: then nobody is served any more
   }
@@ -6614,6 +6738,9 @@ private:
     if (why && code_of(why) == code) return why;
     return std::make_exception_ptr(error(code, rpc::method<txn>::name));
   }
+
+  static asio::awaitable<report> deliver(std::shared_ptr<write_combiner> self,
+                                         write_combiner_machine::send what);
 
   static asio::awaitable<void> carry(std::shared_ptr<write_combiner> self, write_combiner_machine::send what);
 
@@ -6641,10 +6768,14 @@ CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::apply(txn write, wri
   return wait_for(std::move(what), [](applied&& got) { return std::move(got.answer); });
 }
 
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_here(txn write,
+                                                                                  write_lane lane) {
+  return send_here(shared_from_this(), candidate_of(std::move(write), std::move(lane), false));
+}
+
 CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_repeatable(txn write,
                                                                                         write_lane lane) {
-  auto what = candidate_of(std::move(write), std::move(lane), true);
-  return wait_for(std::move(what), [](applied&& got) { return std::move(got); });
+  return send_here(shared_from_this(), candidate_of(std::move(write), std::move(lane), true));
 }
 
 CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::apply_at_once(txn write) {
@@ -6679,8 +6810,42 @@ CONCLAVE_DECL asio::awaitable<txn_response> write_combiner::put_alone(std::share
   co_return out;
 }
 
+CONCLAVE_DECL asio::awaitable<write_combiner::applied> write_combiner::send_here(
+    std::shared_ptr<write_combiner> self, candidate what) {
+  if (self->runtime_->stopped()) throw error(errc::client_closed);
+  auto& machine = self->machine_;
+  const bool others_wait = machine.waiting() != 0;
+  const auto id = machine.enter(std::move(what), self->runtime_->now());
+  report todo{machine.go(), nullptr, {}};
+  if (others_wait || todo.next.empty()) {
+    auto begin = [self, id, todo = std::move(todo)](runtime&, caller who) mutable {
+      self->expect(id, who);
+      self->act(std::move(todo));
+    };
+    applied got = co_await wait_at_once<applied>(self->runtime_, std::move(begin));
+    co_return got;
+  }
+  // It goes, and alone: that saves the wait of one coroutine for another.
+  report came = co_await deliver(self, std::get<write_combiner_machine::send>(std::move(todo.next.front())));
+  auto own = std::move(came.next.front());
+  came.next.erase(came.next.begin());
+  const auto why = came.why;
+  self->act(std::move(came));
+  if (const auto* failed = std::get_if<write_combiner_machine::failed>(&own))
+    std::rethrow_exception(reason(failed->code, why));
+  auto& done = std::get<write_combiner_machine::answered>(own);
+  applied out{std::move(done.answer), done.repeated};
+  co_return out;
+}
+
 CONCLAVE_DECL asio::awaitable<void> write_combiner::carry(std::shared_ptr<write_combiner> self,
                                                           write_combiner_machine::send what) {
+  report came = co_await deliver(self, std::move(what));
+  self->act(std::move(came));
+}
+
+CONCLAVE_DECL asio::awaitable<write_combiner::report> write_combiner::deliver(
+    std::shared_ptr<write_combiner> self, write_combiner_machine::send what) {
   txn_response answer;
   std::exception_ptr failed;
   resends again;
@@ -6700,10 +6865,12 @@ CONCLAVE_DECL asio::awaitable<void> write_combiner::carry(std::shared_ptr<write_
   }
   const auto now = self->runtime_->now();
   const bool repeated = again.unanswered > 0;
+  report out{{}, failed, now - sent};
   if (failed)
-    self->act(self->machine_.on_failed(what.batch, code_of(failed), now, repeated), failed, now - sent);
+    out.next = self->machine_.on_failed(what.batch, code_of(failed), now, repeated);
   else
-    self->act(self->machine_.on_answer(what.batch, std::move(answer), now, repeated), nullptr, now - sent);
+    out.next = self->machine_.on_answer(what.batch, std::move(answer), now, repeated);
+  co_return out;
 }
 
 }  // namespace conclave::detail::engine
@@ -7245,7 +7412,7 @@ private:
 };
 
 /// An operation that the reactor's thread completes: it posts itself to the waiting executor, where
-/// `finish_here` runs and the operation, with all that gRPC was given, is destroyed.
+/// `finish_here` runs and then the operation, with all that gRPC was given, is destroyed.
 class grpc_operation : public grpc_tag, public context_member {
 public:
   virtual ~grpc_operation() = default;
@@ -7259,17 +7426,15 @@ public:
     service.begin_handoff(*this);
     {
       auto executor = std::move(executor_);
-      asio::post(executor, [self = std::unique_ptr<grpc_operation>(this)]() mutable {
-        auto& here = *self;
-        here.finish_here(std::move(self));
-      });
+      asio::post(executor, [self = std::unique_ptr<grpc_operation>(this)] { self->finish_here(); });
     }
     service.end_handoff();
   }
 
 protected:
-  /// On the waiting executor. `self` owns the operation: destroy it before resuming anybody.
-  virtual void finish_here(std::unique_ptr<grpc_operation> self) = 0;
+  /// On the waiting executor: resumes whoever waits. The operation is destroyed after that: gRPC takes a while for it,
+  /// and the next one may be on its way by then.
+  virtual void finish_here() = 0;
 
   [[nodiscard]] bool ok() const noexcept { return ok_; }
   [[nodiscard]] context_service& service() const noexcept { return service_; }
@@ -7404,12 +7569,7 @@ private:
   private:
     void on_context_shutdown() noexcept override { alarm_.Cancel(); }
 
-    void finish_here(std::unique_ptr<grpc_operation> self) override {
-      auto done = std::move(done_);
-      const bool connected = channel_->ready();
-      self.reset();
-      receiver<bool>::complete(std::move(done), connected);
-    }
+    void finish_here() override { receiver<bool>::complete(std::move(done_), channel_->ready()); }
 
     std::shared_ptr<grpc_channel> channel_;
     std::unique_ptr<receiver<bool>> done_;
@@ -7541,11 +7701,9 @@ private:
   private:
     void on_context_shutdown() noexcept override { stream_->context_.TryCancel(); }
 
-    void finish_here(std::unique_ptr<grpc_operation> self) override {
+    void finish_here() override {
       T value = make_(*this);
-      auto done = std::move(done_);
-      self.reset();
-      receiver<T>::complete(std::move(done), std::move(value));
+      receiver<T>::complete(std::move(done_), std::move(value));
     }
 
     std::shared_ptr<grpc_stream> stream_;
@@ -7645,7 +7803,7 @@ private:
   private:
     void on_context_shutdown() noexcept override { context_.TryCancel(); }
 
-    void finish_here(std::unique_ptr<grpc_operation> self) override {
+    void finish_here() override {
       unary_result result{to_status(status_), {}};
       if (result.state.ok()) {
         if (response_.Valid())
@@ -7653,9 +7811,7 @@ private:
         else
           result.state = {status_code::unimplemented, "No message returned for unary request"};
       }
-      auto done = std::move(done_);
-      self.reset();
-      receiver<unary_result>::complete(std::move(done), std::move(result));
+      receiver<unary_result>::complete(std::move(done_), std::move(result));
     }
 
     std::shared_ptr<grpc_channel> channel_;
@@ -9267,7 +9423,8 @@ CONCLAVE_DECL asio::awaitable<void> line_member::join_line(std::shared_ptr<line_
     std::exception_ptr failed;
     try {
       if (ask_only) {
-        const txn_response answer = co_await self->writes_->apply(self->try_request());
+        const auto tried = co_await self->writes_->apply_here(self->try_request());
+        const txn_response& answer = tried.answer;
         if (self->phase_ != phase::joining) co_return;
         if (answer.succeeded) {
           self->on_joined({token_of(answer), true});
@@ -9349,7 +9506,8 @@ CONCLAVE_DECL asio::awaitable<void> line_member::leave_line(std::shared_ptr<line
       if (carries) {
         answer = co_await engine::call(self->runtime_, std::move(request));
       } else if (token == 0) {  // a copy that arrives late could meet a later place
-        answer = co_await self->writes_->apply(std::move(request));
+        auto applied = co_await self->writes_->apply_here(std::move(request));
+        answer = std::move(applied.answer);
       } else if (self->waited_ || self->view_->line().shows_other_than(self->key_)) {
         // There is somebody who waits for just this, or who was ahead and may be on the way back into the line: behind
         // the answer to their join they would have the lock one round trip later.
@@ -9585,8 +9743,8 @@ private:
     owner_.reset();
   }
 
-  static asio::awaitable<detail::pattern::released> release(hold_ptr hold, member_ptr member, owner_ptr owner,
-                                                            std::optional<txn> last);
+  /// This must outlive the wait.
+  asio::awaitable<detail::pattern::released> release(std::optional<txn> last) const;
 
   // The parameter releases if this never begins: whoever is cancelled already throws before it does.
   static asio::awaitable<void> unlock_held(unique_lock behind);
@@ -9638,32 +9796,24 @@ CONCLAVE_DECL asio::awaitable<commit_result> unique_lock::commit_and_unlock(txn 
   return commit_last(std::move(*this), std::move(request));
 }
 
-CONCLAVE_DECL asio::awaitable<detail::pattern::released> unique_lock::release(hold_ptr hold,
-                                                                              member_ptr member,
-                                                                              owner_ptr owner,
-                                                                              std::optional<txn> last) {
-  const auto on = owner->state()->runtime();
-  auto start = [hold, member,
+CONCLAVE_DECL asio::awaitable<detail::pattern::released> unique_lock::release(std::optional<txn> last) const {
+  auto start = [hold = hold_, member = member_,
                 last = std::move(last)](const detail::pattern::line_member::release_waiter& w) mutable {
     member->release(hold, std::move(last), w);
   };
-  detail::pattern::released out =
-      co_await detail::engine::wait<detail::pattern::released>(on, std::move(start));
-  co_return out;
+  return detail::engine::wait<detail::pattern::released>(owner_->state()->runtime(), std::move(start));
 }
 
 CONCLAVE_DECL asio::awaitable<void> unique_lock::unlock_held(unique_lock behind) {
   const auto state = behind.owner_->state();
-  const detail::pattern::released out =
-      co_await release(behind.hold_, behind.member_, behind.owner_, std::nullopt);
+  const detail::pattern::released out = co_await behind.release(std::nullopt);
   behind.hold_.reset();
   if (out.lost) throw error(state->alive() ? errc::lock_lost : state->why_ended());
 }
 
 CONCLAVE_DECL asio::awaitable<commit_result> unique_lock::commit_last(unique_lock behind, txn request) {
   std::optional<txn> last{std::move(request)};
-  detail::pattern::released out =
-      co_await release(behind.hold_, behind.member_, behind.owner_, std::move(last));
+  detail::pattern::released out = co_await behind.release(std::move(last));
   behind.hold_.reset();
   commit_result result;
   if (out.answer) {
@@ -9777,8 +9927,9 @@ private:
     return std::make_shared<entry<Enter>>(entry<Enter>{session_.owner(), name_, std::move(enter)});
   }
 
-  template <class Enter>
-  static asio::awaitable<unique_lock> acquired(std::shared_ptr<entry<Enter>> what) {
+  /// A `Result` is a lock, or the lack of one.
+  template <class Result, class Enter>
+  static asio::awaitable<Result> acquired(std::shared_ptr<entry<Enter>> what) {
     auto start = [what](const waiter& who) {
       const auto& state = what->owner->state();
       if (state->now_in() != detail::client::lease_state::phase::alive) {
@@ -9790,19 +9941,14 @@ private:
           part, [&] { return std::make_shared<member>(state, what->name, part); });
       what->enter(*what->at, who);
     };
-    auto hold = co_await detail::engine::wait<std::shared_ptr<detail::pattern::hold>>(
-        what->owner->state()->runtime(), std::move(start));
-    unique_lock out;
-    if (hold) out = unique_lock{std::move(hold), std::move(what->at), what->owner};
-    co_return out;
-  }
-
-  template <class Enter>
-  static asio::awaitable<std::optional<unique_lock>> maybe_acquired(std::shared_ptr<entry<Enter>> what) {
-    unique_lock lock = co_await acquired(std::move(what));
-    std::optional<unique_lock> out;
-    if (lock.token() != 0) out.emplace(std::move(lock));
-    co_return out;
+    auto finish = [what](std::shared_ptr<detail::pattern::hold> hold) {
+      Result out;
+      if (hold) out = unique_lock{std::move(hold), std::move(what->at), what->owner};
+      return out;
+    };
+    const auto& on = what->owner->state()->runtime();
+    return detail::engine::wait<std::shared_ptr<detail::pattern::hold>>(on, std::move(start),
+                                                                        std::move(finish));
   }
 
   static asio::awaitable<lock_line> read_line(std::shared_ptr<detail::engine::runtime> on, std::string name);
@@ -9819,12 +9965,12 @@ namespace conclave::inline CONCLAVE_ABI {
 
 CONCLAVE_DECL asio::awaitable<unique_lock> mutex::lock() {
   auto enter = [](member& at, const waiter& who) { at.enter(who); };
-  return acquired(entry_of(std::move(enter)));
+  return acquired<unique_lock>(entry_of(std::move(enter)));
 }
 
 CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock() {
   auto enter = [](member& at, const waiter& who) { at.try_enter(who); };
-  return maybe_acquired(entry_of(std::move(enter)));
+  return acquired<std::optional<unique_lock>>(entry_of(std::move(enter)));
 }
 
 CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock_for(
@@ -9835,7 +9981,7 @@ CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock_for(
 CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock_until(
     session::time_point deadline) {
   auto enter = [deadline](member& at, const waiter& who) { at.enter_until(who, deadline); };
-  return maybe_acquired(entry_of(std::move(enter)));
+  return acquired<std::optional<unique_lock>>(entry_of(std::move(enter)));
 }
 
 CONCLAVE_DECL asio::awaitable<lock_line> mutex::inspect() const {
@@ -10877,8 +11023,8 @@ CONCLAVE_DECL asio::awaitable<void> backlog::claim(std::shared_ptr<backlog> self
   errc code{};
   std::exception_ptr failed;
   try {
-    const txn_response answer = co_await self->writes_->apply(self->claim_of(asked_for, with_receipt));
-    self->settle(asked_for, answer, with_receipt);
+    const auto claimed = co_await self->writes_->apply_here(self->claim_of(asked_for, with_receipt));
+    self->settle(asked_for, claimed.answer, with_receipt);
   } catch (const error& e) {
     code = static_cast<errc>(e.code().value());
     failed = std::current_exception();
@@ -11439,7 +11585,8 @@ CONCLAVE_DECL asio::awaitable<bool> priority_lane::write_some(std::shared_ptr<pr
   }
   for (const auto& each : self->sending_) each.who->on_cancel(nullptr, nullptr);
   request.otherwise(range(self->base_, {.keys_only = true}), self->last_item());
-  const txn_response answer = co_await self->writes_->apply(std::move(request));
+  const auto applied = co_await self->writes_->apply_here(std::move(request));
+  const txn_response& answer = applied.answer;
   if (!answer.succeeded) {
     self->learn(answer);
     self->send_again();

@@ -7,12 +7,12 @@ namespace conclave::inline CONCLAVE_ABI {
 
 CONCLAVE_DECL asio::awaitable<unique_lock> mutex::lock() {
   auto enter = [](member& at, const waiter& who) { at.enter(who); };
-  return acquired(entry_of(std::move(enter)));
+  return acquired<unique_lock>(entry_of(std::move(enter)));
 }
 
 CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock() {
   auto enter = [](member& at, const waiter& who) { at.try_enter(who); };
-  return maybe_acquired(entry_of(std::move(enter)));
+  return acquired<std::optional<unique_lock>>(entry_of(std::move(enter)));
 }
 
 CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock_for(
@@ -23,7 +23,7 @@ CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock_for(
 CONCLAVE_DECL asio::awaitable<std::optional<unique_lock>> mutex::try_lock_until(
     session::time_point deadline) {
   auto enter = [deadline](member& at, const waiter& who) { at.enter_until(who, deadline); };
-  return maybe_acquired(entry_of(std::move(enter)));
+  return acquired<std::optional<unique_lock>>(entry_of(std::move(enter)));
 }
 
 CONCLAVE_DECL asio::awaitable<lock_line> mutex::inspect() const {

@@ -34,32 +34,24 @@ CONCLAVE_DECL asio::awaitable<commit_result> unique_lock::commit_and_unlock(txn 
   return commit_last(std::move(*this), std::move(request));
 }
 
-CONCLAVE_DECL asio::awaitable<detail::pattern::released> unique_lock::release(hold_ptr hold,
-                                                                              member_ptr member,
-                                                                              owner_ptr owner,
-                                                                              std::optional<txn> last) {
-  const auto on = owner->state()->runtime();
-  auto start = [hold, member,
+CONCLAVE_DECL asio::awaitable<detail::pattern::released> unique_lock::release(std::optional<txn> last) const {
+  auto start = [hold = hold_, member = member_,
                 last = std::move(last)](const detail::pattern::line_member::release_waiter& w) mutable {
     member->release(hold, std::move(last), w);
   };
-  detail::pattern::released out =
-      co_await detail::engine::wait<detail::pattern::released>(on, std::move(start));
-  co_return out;
+  return detail::engine::wait<detail::pattern::released>(owner_->state()->runtime(), std::move(start));
 }
 
 CONCLAVE_DECL asio::awaitable<void> unique_lock::unlock_held(unique_lock behind) {
   const auto state = behind.owner_->state();
-  const detail::pattern::released out =
-      co_await release(behind.hold_, behind.member_, behind.owner_, std::nullopt);
+  const detail::pattern::released out = co_await behind.release(std::nullopt);
   behind.hold_.reset();
   if (out.lost) throw error(state->alive() ? errc::lock_lost : state->why_ended());
 }
 
 CONCLAVE_DECL asio::awaitable<commit_result> unique_lock::commit_last(unique_lock behind, txn request) {
   std::optional<txn> last{std::move(request)};
-  detail::pattern::released out =
-      co_await release(behind.hold_, behind.member_, behind.owner_, std::move(last));
+  detail::pattern::released out = co_await behind.release(std::move(last));
   behind.hold_.reset();
   commit_result result;
   if (out.answer) {

@@ -127,10 +127,13 @@ public:
     other.poll();
     return out;
   }
-  pending_write start_repeatable(txn what) {
+  /// From a coroutine on the strand, as all but a client's own.
+  pending_write start_here(txn what, bool repeatable = false) {
     pending_write out;
-    return spawn(run_repeatable(combiner, std::move(what), out.state_), out);
+    on->spawn(run_here(combiner, std::move(what), repeatable, out.state_));
+    return out;
   }
+  pending_write start_repeatable(txn what) { return start_here(std::move(what), true); }
   /// Puts this key as often, each time as soon as the last one has been answered.
   pending_write start_many(const std::string& key, int times) {
     pending_write out;
@@ -219,15 +222,20 @@ private:
     return out;
   }
 
-  static asio::awaitable<void> run_repeatable(std::shared_ptr<write_combiner> to, txn what,
-                                              std::shared_ptr<pending_write::state> into) {
+  static asio::awaitable<void> run_here(std::shared_ptr<write_combiner> to, txn what, bool repeatable,
+                                        std::shared_ptr<pending_write::state> into) {
+    write_combiner::applied done;
     try {
-      auto done = co_await to->apply_repeatable(std::move(what));
+      if (repeatable)
+        done = co_await to->apply_repeatable(std::move(what));
+      else
+        done = co_await to->apply_here(std::move(what));
       into->answer.emplace(std::move(done.answer));
       into->repeated = done.repeated;
     } catch (const std::system_error& e) {
       into->error = e.code();
     }
+    into->done = true;
   }
 
   static asio::awaitable<void> run_many(std::shared_ptr<write_combiner> to, std::string key, int times,
@@ -377,6 +385,65 @@ TEST_CASE("keys are the client's own, in requests and answers") {
   CHECK(r.etcd().line("mine/").size() == 3);
   // What the batch is charged for is a key of ours as well.
   CHECK(r.listening->heard.back().failure == std::vector<conclave::request_op>{put("mine/a", "")});
+}
+
+TEST_CASE("who is on the strand carries a write that goes alone, and what gathers meanwhile goes behind it") {
+  rig r;
+  r.server->freeze();
+  const auto own = r.start_here(create("own"));
+  r.settle();
+  CHECK(r.combiner->in_flight() == 1);
+  const auto a = r.start(create("a"));
+  const auto b = r.start_here(create("b"));
+  const auto again = r.start_here(create("own"));
+  r.settle();
+  CHECK(r.combiner->waiting() == 3);
+  CHECK_FALSE(own.done());
+  r.release();
+  CHECK(own.answer().succeeded);
+  CHECK(a.answer().succeeded);
+  CHECK(b.answer().header.revision == a.answer().header.revision);
+  CHECK_FALSE(again.answer().succeeded);
+  CHECK(r.requests() == 2);
+  CHECK(r.combiner->in_flight() == 0);
+  CHECK(r.combiner->waiting() == 0);
+
+  SECTION("it fails by its own error, and the others go on") {
+    r.server->freeze();
+    const auto bad = r.start_here(txn{}.then(put("bad", "", {.lease = 99})));
+    r.settle();
+    const auto c = r.start(create("c"));
+    const auto d = r.start_here(create("d"));
+    r.release();
+    CHECK(bad.error() == errc::lease_not_found);
+    CHECK(c.answer().succeeded);
+    CHECK(d.answer().succeeded);
+  }
+  SECTION("it is not sent twice, unless it may be") {
+    const bool may = GENERATE(false, true);
+    const auto before = r.requests();
+    r.server->next("KV.Txn", fate::answer_lost);
+    const auto lost = r.start_here(create("lost"), may);
+    r.advance(10s);
+    CHECK(r.requests() == before + (may ? 2 : 1));
+    CHECK(lost.done());
+    CHECK(lost.repeated() == may);
+    CHECK((may || lost.error() == errc::outcome_unknown));
+    CHECK(r.get(write_of("after")).answer().succeeded);
+  }
+  SECTION("it is finished after the last handle has gone") {
+    const std::weak_ptr<write_combiner> weak = r.combiner;
+    r.server->freeze();
+    const auto under_way = r.start_here(create("x"));
+    const auto waits = r.start_here(create("y"));
+    r.settle();
+    r.combiner.reset();
+    CHECK_FALSE(weak.expired());
+    r.release();
+    CHECK(under_way.answer().succeeded);
+    CHECK(waits.answer().succeeded);
+    CHECK(weak.expired());
+  }
 }
 
 TEST_CASE("one bad write costs the others nothing but time") {
@@ -628,7 +695,8 @@ TEST_CASE("writes that come from elsewhere while the executor is busy go togethe
 }
 
 TEST_CASE(
-    "a write from elsewhere that is cancelled before the strand has heard of it ends at once, and alone") {
+    "a write from elsewhere that is cancelled before the strand has heard of it ends at once, and is not "
+    "sent") {
   rig r;
   asio::io_context elsewhere;
   r.server->freeze();
@@ -644,6 +712,8 @@ TEST_CASE(
   elsewhere.restart();
   elsewhere.poll();
   CHECK(b.answer().succeeded);
+  CHECK(r.requests() == 1);
+  CHECK(r.etcd().keys().count("a") == 0);
 }
 
 TEST_CASE("a write from elsewhere is not sent if its context goes away first") {
@@ -704,8 +774,9 @@ TEST_CASE("a context that goes away takes its waiting writes with it") {
   {
     rig r;
     r.server->freeze();
-    under_way = r.start(write_of("a"));
-    waiting = r.start(write_of("b"));
+    const bool here = GENERATE(false, true);
+    under_way = here ? r.start_here(write_of("a")) : r.start(write_of("a"));
+    waiting = here ? r.start_here(write_of("b")) : r.start(write_of("b"));
     r.settle();
     weak = r.combiner;
     on = r.on;

@@ -23,6 +23,7 @@
 #include <conclave/detail/engine/paced_queue.hpp>
 #include <conclave/detail/engine/revision_floor.hpp>
 #include <conclave/detail/engine/server_list.hpp>
+#include <conclave/detail/engine/shared_strand.hpp>
 #include <conclave/detail/engine/waiter.hpp>
 #include <conclave/detail/rpc/clock.hpp>
 #include <conclave/detail/rpc/transport.hpp>
@@ -74,7 +75,7 @@ public:
           key_space keys, runtime_options options, std::unique_ptr<authenticator> user)
       : context_(&asio::query(executor, asio::execution::context)),
         service_(rpc::context_service::of(executor)),
-        strand_(asio::make_strand(executor)),
+        strand_(shared_strand::over(executor)),
         servers_(std::move(servers)),
         clock_(std::move(clock)),
         keys_(std::move(keys)),
@@ -251,7 +252,7 @@ private:
 
   const asio::execution_context* context_;  ///< Its address: it may have gone.
   rpc::context_service& service_;
-  std::optional<asio::strand<asio::any_io_executor>> strand_;
+  std::optional<shared_strand> strand_;
   server_list servers_;
   revision_floor floor_;
   std::shared_ptr<rpc::clock> clock_;
@@ -296,13 +297,13 @@ asio::awaitable<std::decay_t<std::invoke_result_t<Convert&, T>>> wait_at_once(st
 }
 
 /// The same with a `start` that runs on the strand.
-template <class T, class Start>
-asio::awaitable<T> wait(std::shared_ptr<runtime> on, Start start) {
+template <class T, class Start, class Convert = std::identity>
+auto wait(std::shared_ptr<runtime> on, Start start, Convert convert = {}) {
   auto begin = [start = std::move(start)](runtime& where, std::shared_ptr<waiter<T>> waiting) mutable {
     where.run(
         [waiting = std::move(waiting), start = std::move(start)]() mutable { start(std::move(waiting)); });
   };
-  return wait_at_once<T>(std::move(on), std::move(begin));
+  return wait_at_once<T>(std::move(on), std::move(begin), std::move(convert));
 }
 
 /// Waits until `when`; throws `cancelled`.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <atomic>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -61,6 +62,9 @@ public:
     return receiver_ != nullptr;
   }
 
+  /// Whether it has been cancelled, and the strand is about to hear of it. Any thread.
+  [[nodiscard]] bool cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
+
   /// Runs on the strand when the coroutine is cancelled, before it is resumed, or dropped: take the waiter
   /// out of whatever list it stands in. `of` is kept until the wait ends: a closure that holds no more than two
   /// words needs no allocation.
@@ -110,6 +114,7 @@ private:
   }
 
   void cancel() noexcept override {
+    cancelled_.store(true, std::memory_order_release);
     try {
       post([self = this->shared_from_this()] {
         if (!self->waiting()) return;
@@ -118,6 +123,7 @@ private:
         self->fail(errc::cancelled);
       });
     } catch (...) {  // out of memory: the wait goes on
+      cancelled_.store(false, std::memory_order_release);
     }
   }
 
@@ -168,6 +174,7 @@ private:
   mutable std::mutex mutex_;  ///< Guards the three below.
   std::unique_ptr<rpc::receiver<outcome<T>>> receiver_;
   bool attached_ = false;
+  std::atomic<bool> cancelled_{false};
   std::unique_ptr<std::shared_ptr<waiter>> kept_;  ///< There are many waiters, and hardly one needs it.
   std::weak_ptr<strand_owner> strand_;
   std::shared_ptr<void> owner_;

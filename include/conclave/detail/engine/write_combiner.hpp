@@ -30,7 +30,7 @@ struct write_lane {
 };
 
 /// Sends the independent writes of a client, those that have gathered together. On the strand, but for
-/// `apply`.
+/// `apply`; and all but that one are for coroutines which nobody cancels.
 class write_combiner final : public std::enable_shared_from_this<write_combiner> {
 public:
   using limits = write_combiner_machine::limits;
@@ -72,13 +72,16 @@ public:
     bool repeated = false;
   };
 
+  /// The same on the strand: a write that goes alone is carried by who asks for it.
+  asio::awaitable<applied> apply_here(txn write, write_lane lane = {});
+
   /// The same for a write that does its work once, however often and however late its copies arrive: it goes
   /// again when there is no answer, unless it shares its batch with one that must not.
   asio::awaitable<applied> apply_repeatable(txn write, write_lane lane = {});
 
   /// The same for one that somebody waits for: it goes by itself and does not wait for the answer to others. With
   /// those that have nobody behind them once `most_aside` are under way so: thousands at a time are more than
-  /// servers take. On the strand.
+  /// servers take.
   asio::awaitable<applied> apply_at_once(txn write);
 
   /// Writes that have yet to be sent, and batches that are under way.
@@ -89,6 +92,13 @@ private:
   using handle = write_combiner_machine::handle;
   using caller = std::shared_ptr<waiter<applied>>;
   using candidate = write_combiner_machine::candidate;
+
+  /// What became of a batch: what is to be done now, what it failed with if it did, and how long it was under way.
+  struct report {
+    write_combiner_machine::actions next;
+    std::exception_ptr why;
+    write_combiner_machine::duration took{};
+  };
 
   [[nodiscard]] candidate candidate_of(txn write, write_lane lane, bool repeatable) const {
     write_combiner_machine::member what;
@@ -135,6 +145,8 @@ private:
 
   static asio::awaitable<applied> send_aside(std::shared_ptr<write_combiner> self, txn write);
 
+  static asio::awaitable<applied> send_here(std::shared_ptr<write_combiner> self, candidate what);
+
   static constexpr int most_aside = 4;
   static constexpr int turns_to_gather = 4;
 
@@ -156,12 +168,15 @@ private:
     }
     const auto now = runtime_->now();
     for (auto& each : all) {
-      if (!each.who->waiting()) continue;  // its context has gone
-      const auto id = machine_.enter(std::move(each.what), now);
-      callers_.insert(id, each.who);
-      each.who->on_cancel(shared_from_this(), [this, id] { drop(id); });
+      if (!each.who->waiting() || each.who->cancelled()) continue;
+      expect(machine_.enter(std::move(each.what), now), each.who);
     }
-    act(machine_.go(), nullptr, {});
+    act({machine_.go(), nullptr, {}});
+  }
+
+  void expect(handle id, const caller& who) {
+    callers_.insert(id, who);
+    who->on_cancel(shared_from_this(), [this, id] { drop(id); });
   }
 
   void drop(handle id) {
@@ -169,10 +184,9 @@ private:
     machine_.drop(id);
   }
 
-  /// `why` is what the last batch failed with, if it did, and `took` how long it was under way.
-  void act(write_combiner_machine::actions what, const std::exception_ptr& why,
-           write_combiner_machine::duration took) {
-    for (auto& each : what) {
+  void act(report of) {
+    const auto& why = of.why;
+    for (auto& each : of.next) {
       if (auto* sends = std::get_if<write_combiner_machine::send>(&each)) {
         runtime_->spawn(carry(shared_from_this(), std::move(*sends)));
       } else if (auto* done = std::get_if<write_combiner_machine::answered>(&each)) {
@@ -181,7 +195,7 @@ private:
       } else if (const auto* failed = std::get_if<write_combiner_machine::failed>(&each)) {
         if (const auto who = callers_.take(failed->who)) (*who)->fail(reason(failed->code, why));
       } else {
-        proceed_in(turns_to_gather, runtime_->now() + took);
+        proceed_in(turns_to_gather, runtime_->now() + of.took);
       }
     }
     machine_.tidy();
@@ -196,7 +210,7 @@ private:
       if (turns > 1 && self->runtime_->now() < until)
         self->proceed_in(turns - 1, until);
       else
-        self->act(self->machine_.proceed(), nullptr, {});
+        self->act({self->machine_.proceed(), nullptr, {}});
     });
     static_cast<void>(posted);  // not if it has stopped: then nobody is served any more
   }
@@ -216,6 +230,9 @@ private:
     if (why && code_of(why) == code) return why;
     return std::make_exception_ptr(error(code, rpc::method<txn>::name));
   }
+
+  static asio::awaitable<report> deliver(std::shared_ptr<write_combiner> self,
+                                         write_combiner_machine::send what);
 
   static asio::awaitable<void> carry(std::shared_ptr<write_combiner> self, write_combiner_machine::send what);
 

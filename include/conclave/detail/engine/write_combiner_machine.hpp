@@ -370,7 +370,12 @@ private:
       if (batch.empty()) return;
       send next;
       next.batch = ++last_batch_;
-      next.request = batch.size() == 1 ? batch.front().what.write : compose(batch);
+      if (batch.size() > 1)
+        next.request = compose(batch);
+      else if (limits_.most_in_flight > 1)
+        next.request = batch.front().what.write;
+      else  // nobody else is looked at for conflicts while it is under way
+        next.request = std::move(batch.front().what.write);
       next.repeatable =
           std::all_of(batch.begin(), batch.end(), [](const entry& each) { return each.what.repeatable; });
       for (auto& each : batch) each.sent = true;
@@ -380,13 +385,17 @@ private:
   }
 
   entries choose() {
+    entries batch;
+    if (waiting_.size() == 1 && under_way_.empty()) {  // there is nothing to be in conflict with
+      batch.swap(waiting_);
+      return batch;
+    }
     // Gone when the batch stands: no allocation for each key.
     std::array<std::byte, 8192> space;
     std::pmr::monotonic_buffer_resource nodes{space.data(), space.size()};
     claims ahead{&nodes};
     for (const auto& [id, members] : under_way_)
       for (const auto& each : members) ahead.add(each, false);
-    entries batch;
     std::size_t bytes = 0;
     std::size_t heaviest = 0;
     std::size_t passed_over = 0;

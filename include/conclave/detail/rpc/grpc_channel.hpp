@@ -117,12 +117,7 @@ private:
   private:
     void on_context_shutdown() noexcept override { alarm_.Cancel(); }
 
-    void finish_here(std::unique_ptr<grpc_operation> self) override {
-      auto done = std::move(done_);
-      const bool connected = channel_->ready();
-      self.reset();
-      receiver<bool>::complete(std::move(done), connected);
-    }
+    void finish_here() override { receiver<bool>::complete(std::move(done_), channel_->ready()); }
 
     std::shared_ptr<grpc_channel> channel_;
     std::unique_ptr<receiver<bool>> done_;

@@ -62,7 +62,7 @@ private:
 };
 
 /// An operation that the reactor's thread completes: it posts itself to the waiting executor, where
-/// `finish_here` runs and the operation, with all that gRPC was given, is destroyed.
+/// `finish_here` runs and then the operation, with all that gRPC was given, is destroyed.
 class grpc_operation : public grpc_tag, public context_member {
 public:
   virtual ~grpc_operation() = default;
@@ -76,17 +76,15 @@ public:
     service.begin_handoff(*this);
     {
       auto executor = std::move(executor_);
-      asio::post(executor, [self = std::unique_ptr<grpc_operation>(this)]() mutable {
-        auto& here = *self;
-        here.finish_here(std::move(self));
-      });
+      asio::post(executor, [self = std::unique_ptr<grpc_operation>(this)] { self->finish_here(); });
     }
     service.end_handoff();
   }
 
 protected:
-  /// On the waiting executor. `self` owns the operation: destroy it before resuming anybody.
-  virtual void finish_here(std::unique_ptr<grpc_operation> self) = 0;
+  /// On the waiting executor: resumes whoever waits. The operation is destroyed after that: gRPC takes a while for it,
+  /// and the next one may be on its way by then.
+  virtual void finish_here() = 0;
 
   [[nodiscard]] bool ok() const noexcept { return ok_; }
   [[nodiscard]] context_service& service() const noexcept { return service_; }

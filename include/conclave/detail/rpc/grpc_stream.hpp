@@ -78,11 +78,9 @@ private:
   private:
     void on_context_shutdown() noexcept override { stream_->context_.TryCancel(); }
 
-    void finish_here(std::unique_ptr<grpc_operation> self) override {
+    void finish_here() override {
       T value = make_(*this);
-      auto done = std::move(done_);
-      self.reset();
-      receiver<T>::complete(std::move(done), std::move(value));
+      receiver<T>::complete(std::move(done_), std::move(value));
     }
 
     std::shared_ptr<grpc_stream> stream_;

@@ -81,7 +81,7 @@ private:
   private:
     void on_context_shutdown() noexcept override { context_.TryCancel(); }
 
-    void finish_here(std::unique_ptr<grpc_operation> self) override {
+    void finish_here() override {
       unary_result result{to_status(status_), {}};
       if (result.state.ok()) {
         if (response_.Valid())
@@ -89,9 +89,7 @@ private:
         else
           result.state = {status_code::unimplemented, "No message returned for unary request"};
       }
-      auto done = std::move(done_);
-      self.reset();
-      receiver<unary_result>::complete(std::move(done), std::move(result));
+      receiver<unary_result>::complete(std::move(done_), std::move(result));
     }
 
     std::shared_ptr<grpc_channel> channel_;

@@ -99,8 +99,8 @@ CONCLAVE_DECL asio::awaitable<void> backlog::claim(std::shared_ptr<backlog> self
   errc code{};
   std::exception_ptr failed;
   try {
-    const txn_response answer = co_await self->writes_->apply(self->claim_of(asked_for, with_receipt));
-    self->settle(asked_for, answer, with_receipt);
+    const auto claimed = co_await self->writes_->apply_here(self->claim_of(asked_for, with_receipt));
+    self->settle(asked_for, claimed.answer, with_receipt);
   } catch (const error& e) {
     code = static_cast<errc>(e.code().value());
     failed = std::current_exception();

@@ -12,7 +12,8 @@ CONCLAVE_DECL asio::awaitable<void> line_member::join_line(std::shared_ptr<line_
     std::exception_ptr failed;
     try {
       if (ask_only) {
-        const txn_response answer = co_await self->writes_->apply(self->try_request());
+        const auto tried = co_await self->writes_->apply_here(self->try_request());
+        const txn_response& answer = tried.answer;
         if (self->phase_ != phase::joining) co_return;
         if (answer.succeeded) {
           self->on_joined({token_of(answer), true});
@@ -94,7 +95,8 @@ CONCLAVE_DECL asio::awaitable<void> line_member::leave_line(std::shared_ptr<line
       if (carries) {
         answer = co_await engine::call(self->runtime_, std::move(request));
       } else if (token == 0) {  // a copy that arrives late could meet a later place
-        answer = co_await self->writes_->apply(std::move(request));
+        auto applied = co_await self->writes_->apply_here(std::move(request));
+        answer = std::move(applied.answer);
       } else if (self->waited_ || self->view_->line().shows_other_than(self->key_)) {
         // There is somebody who waits for just this, or who was ahead and may be on the way back into the line: behind
         // the answer to their join they would have the lock one round trip later.

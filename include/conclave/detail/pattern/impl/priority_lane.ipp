@@ -62,7 +62,8 @@ CONCLAVE_DECL asio::awaitable<bool> priority_lane::write_some(std::shared_ptr<pr
   }
   for (const auto& each : self->sending_) each.who->on_cancel(nullptr, nullptr);
   request.otherwise(range(self->base_, {.keys_only = true}), self->last_item());
-  const txn_response answer = co_await self->writes_->apply(std::move(request));
+  const auto applied = co_await self->writes_->apply_here(std::move(request));
+  const txn_response& answer = applied.answer;
   if (!answer.succeeded) {
     self->learn(answer);
     self->send_again();
