@@ -446,6 +446,31 @@ TEST_CASE("who is on the strand carries a write that goes alone, and what gather
   }
 }
 
+TEST_CASE("who is on the strand does not take another's write for its own") {
+  rig r;
+  write_combiner::limits side_by_side;
+  side_by_side.most_members = 1;
+  side_by_side.most_in_flight = 8;
+  r.combiner = std::make_shared<write_combiner>(r.on, side_by_side);
+  r.server->freeze();
+  const auto first = r.start(write_of("a"));
+  auto behind_first = r.start(txn{}.then(put("a", "v"), put("b", "v")));
+  const auto behind_that = r.start(write_of("b", "theirs"));
+  r.settle();
+  CHECK(r.combiner->waiting() == 2);
+  behind_first.cancel();  // so that the next could go, when something makes the combiner look
+  r.settle();
+  const auto own = r.start_here(txn{}.then(put("own", "v"), range("own")));
+  r.settle();
+  CHECK(r.combiner->in_flight() == 3);
+  r.release();
+  CHECK(first.answer().succeeded);
+  CHECK(behind_that.answer().responses.size() == 1);
+  REQUIRE(own.answer().responses.size() == 2);
+  CHECK(own.answer().at(1).range().kvs.at(0).key == "own");
+  CHECK(r.etcd().keys().at("b").value == "theirs");
+}
+
 TEST_CASE("one bad write costs the others nothing but time") {
   rig r;
   const auto first = r.hold();
