@@ -32,10 +32,10 @@ POSTED_CASES = {"put", "put-pipelined", "lock-uncontended", "dequeue-latency"}
 
 class Variant:
     """One case with its options. `counts` are operations for each implementation, where they are not as many as
-    the time allows."""
+    the time allows. `close`: its ratios are close to their targets, so that it needs more runs than others."""
 
     def __init__(self, case, *options, name=None, impls=(*IMPLS, POSTED), counts=None, quick=True,
-                 warmup=100):
+                 warmup=100, close=False):
         self.case = case
         self.options = list(options)
         self.name = name or " ".join([case] + [word.removeprefix("--") for word in options])
@@ -44,6 +44,7 @@ class Variant:
         self.counts = counts or {}
         self.quick = quick
         self.warmup = warmup
+        self.close = close
 
     def command(self, programs, impl, quick):
         count = self.counts.get(impl, 200_000)
@@ -74,11 +75,11 @@ class Variant:
 def plan():
     both = ("conclave", "go")
     out = [
-        Variant("put"),
-        Variant("lock-uncontended"),
+        Variant("put", close=True),
+        Variant("lock-uncontended", close=True),
         Variant("put-pipelined", "--depth", "8", quick=False),
-        Variant("put-pipelined", "--depth", "64"),
-        Variant("put-pipelined", "--depth", "64", "--combined", impls=("conclave", "floor")),
+        Variant("put-pipelined", "--depth", "64", close=True),
+        Variant("put-pipelined", "--depth", "64", "--combined", impls=("conclave", "floor"), close=True),
     ]
     for contenders in (2, 3, 4, 10, 50):
         # All must stand in line before anything is measured, and Go's take long to get round.
@@ -132,7 +133,8 @@ def run_all(variants, programs, quick, repeats, keep):
     failures = []
     # Each has to go first in turn: what went before may still keep etcd busy.
     jobs = [(v, r, v.impls[(n + r) % len(v.impls)])
-            for v in variants for r in range(repeats) for n in range(len(v.impls))]
+            for v in variants for r in range(repeats * (3 if v.close and not quick else 1))
+            for n in range(len(v.impls))]
     begun = time.monotonic()
     for number, (variant, repeat, impl) in enumerate(jobs, 1):
         command = variant.command(programs, impl, quick)
@@ -324,7 +326,8 @@ def machine_facts(quick, repeats):
     return [
         ("commit", commit),
         ("date", time.strftime("%Y-%m-%d", time.gmtime())),
-        ("run", f"{'quick' if quick else 'full'}; median of {repeats} for each case"),
+        ("run", f"quick; median of {repeats} for each case" if quick else
+         f"full; median of {repeats} for each case, {3 * repeats} for those that are close to their targets"),
         ("load before (1 min)", f"{load[0]:.1f}"),
         ("processor", f"{cpu_model()}, {os.cpu_count()} used"),
         ("memory", f"{memory:.0f} GiB"),
