@@ -1210,7 +1210,7 @@ public:
     return receiver_ != nullptr;
   }
 
-  /// Whether it has been cancelled, and the strand is about to hear of it. Any thread.
+  /// Whether it has been cancelled, and the strand has heard of it or is about to. Any thread.
   [[nodiscard]] bool cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
 
   /// Runs on the strand when the coroutine is cancelled, before it is resumed, or dropped: take the waiter
@@ -1262,16 +1262,17 @@ private:
   }
 
   void cancel() noexcept override {
-    cancelled_.store(true, std::memory_order_release);
     try {
-      post([self = this->shared_from_this()] {
+      // Kept here too: whoever drops those that are cancelled may have been the only one that had it.
+      const auto kept = this->shared_from_this();
+      const bool posted = post([self = kept] {
         if (!self->waiting()) return;
         const auto owner = self->owner_;
         if (auto forget = std::exchange(self->forget_, nullptr)) forget();
         self->fail(errc::cancelled);
       });
+      if (posted) cancelled_.store(true, std::memory_order_release);
     } catch (...) {  // out of memory: the wait goes on
-      cancelled_.store(false, std::memory_order_release);
     }
   }
 
@@ -2837,7 +2838,7 @@ private:
   struct core : std::enable_shared_from_this<core> {
     explicit core(const asio::any_io_executor& within)
         : inner(within),
-          now(asio::make_strand(within)),
+          now(asio::make_strand(asio::prefer(within, asio::execution::blocking.possibly))),
           later(asio::require(now, asio::execution::blocking.never)) {}
 
     /// While copies of what it returns are there, the context has work.
@@ -2846,7 +2847,7 @@ private:
       auto there = work.lock();
       if (!there) {
         auto held = asio::prefer(inner, asio::execution::outstanding_work.tracked);
-        there = std::make_shared<kept>(kept{shared_from_this(), std::move(held)});
+        there = std::make_shared<kept>(kept{std::move(held), shared_from_this()});
         work = there;
       }
       core* const same = there->whose.get();
@@ -2854,8 +2855,8 @@ private:
     }
 
     struct kept {
+      asio::any_io_executor held;  ///< Goes last: the context may go as soon as it has no work.
       std::shared_ptr<core> whose;
-      asio::any_io_executor held;
     };
 
     asio::any_io_executor inner;
@@ -5942,6 +5943,7 @@ public:
 
   /// Under a number that is not below `next`; nothing has those that are left out.
   void insert(number which, T value) {
+    if (values_.empty()) first_ = which;  // no places for those that were left out before
     while (next() < which) values_.emplace_back(std::nullopt);
     values_.emplace_back(std::move(value));
   }

@@ -57,6 +57,19 @@ TEST_CASE("nothing has the numbers that were left out") {
   CHECK(all.take(8) == 80);
 }
 
+TEST_CASE("numbers that were left out while there was no value take no place") {
+  numbered<int> all;
+  for (const std::uint64_t which : {std::uint64_t{1} << 40, std::uint64_t{1} << 50}) {
+    all.insert(which, 1);
+    CHECK(all.next() == which + 1);
+    CHECK_FALSE(all.take(which - 1));
+    CHECK_FALSE(all.take(1));
+    CHECK(all.push_back(2) == which + 1);
+    CHECK(all.take(which) == 1);
+    CHECK(all.take(which + 1) == 2);
+  }
+}
+
 TEST_CASE("values that go in any order are found under their numbers until they do") {
   numbered<int> all;
   std::map<std::uint64_t, int> expected;

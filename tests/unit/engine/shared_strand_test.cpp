@@ -67,6 +67,19 @@ TEST_CASE("on a strand a dispatch runs at once, and a post later, in order") {
   CHECK(order == std::vector<int>{1, 2, 3, 4});
 }
 
+TEST_CASE("a strand of an executor that never runs anything at once does so all the same") {
+  asio::io_context context;
+  const asio::any_io_executor never{asio::require(context.get_executor(), asio::execution::blocking.never)};
+  const asio::any_io_executor strand{shared_strand::over(never)};
+  std::vector<int> order;
+  asio::post(strand, [&] {
+    asio::dispatch(strand, [&] { order.push_back(1); });
+    order.push_back(2);
+  });
+  context.run();
+  CHECK(order == std::vector<int>{1, 2});
+}
+
 TEST_CASE("what many threads give a strand runs one by one, what each gives in its order") {
   constexpr int threads = 4;
   constexpr int each = 2000;

@@ -29,6 +29,7 @@ public:
 
   /// Under a number that is not below `next`; nothing has those that are left out.
   void insert(number which, T value) {
+    if (values_.empty()) first_ = which;  // no places for those that were left out before
     while (next() < which) values_.emplace_back(std::nullopt);
     values_.emplace_back(std::move(value));
   }

@@ -61,7 +61,7 @@ private:
   struct core : std::enable_shared_from_this<core> {
     explicit core(const asio::any_io_executor& within)
         : inner(within),
-          now(asio::make_strand(within)),
+          now(asio::make_strand(asio::prefer(within, asio::execution::blocking.possibly))),
           later(asio::require(now, asio::execution::blocking.never)) {}
 
     /// While copies of what it returns are there, the context has work.
@@ -70,7 +70,7 @@ private:
       auto there = work.lock();
       if (!there) {
         auto held = asio::prefer(inner, asio::execution::outstanding_work.tracked);
-        there = std::make_shared<kept>(kept{shared_from_this(), std::move(held)});
+        there = std::make_shared<kept>(kept{std::move(held), shared_from_this()});
         work = there;
       }
       core* const same = there->whose.get();
@@ -78,8 +78,8 @@ private:
     }
 
     struct kept {
+      asio::any_io_executor held;  ///< Goes last: the context may go as soon as it has no work.
       std::shared_ptr<core> whose;
-      asio::any_io_executor held;
     };
 
     asio::any_io_executor inner;

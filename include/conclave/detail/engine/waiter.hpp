@@ -62,7 +62,7 @@ public:
     return receiver_ != nullptr;
   }
 
-  /// Whether it has been cancelled, and the strand is about to hear of it. Any thread.
+  /// Whether it has been cancelled, and the strand has heard of it or is about to. Any thread.
   [[nodiscard]] bool cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
 
   /// Runs on the strand when the coroutine is cancelled, before it is resumed, or dropped: take the waiter
@@ -114,16 +114,17 @@ private:
   }
 
   void cancel() noexcept override {
-    cancelled_.store(true, std::memory_order_release);
     try {
-      post([self = this->shared_from_this()] {
+      // Kept here too: whoever drops those that are cancelled may have been the only one that had it.
+      const auto kept = this->shared_from_this();
+      const bool posted = post([self = kept] {
         if (!self->waiting()) return;
         const auto owner = self->owner_;
         if (auto forget = std::exchange(self->forget_, nullptr)) forget();
         self->fail(errc::cancelled);
       });
+      if (posted) cancelled_.store(true, std::memory_order_release);
     } catch (...) {  // out of memory: the wait goes on
-      cancelled_.store(false, std::memory_order_release);
     }
   }
 
